@@ -1,0 +1,40 @@
+"""Settings of the buffer and of the weight channel."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BufferConfig(_Config):
+    """The trajectory buffer, one Redis Stream a run."""
+
+    url: str | None = Field(
+        None,
+        description="redis://[user:password@]host:port/db, or rediss:// for TLS; without it the run starts its own Redis",
+    )
+    capacity: int = Field(
+        256, ge=1, description="groups in the buffer, claimed ones included; must hold a step's groups; more wait"
+    )
+    deadline_s: float = Field(
+        600.0, gt=0, description="seconds that an append waits for room, and a claim for groups, before it fails"
+    )
+    reconnect_s: float = Field(
+        10.0, gt=0, description="seconds that a call keeps trying while Redis does not answer, before it fails"
+    )
+    reclaim_after_s: float = Field(
+        900.0, gt=0, description="seconds after which a claimed group comes back; must exceed the longest training step"
+    )
+
+
+class WeightsConfig(_Config):
+    """How trained weights travel from the learner to the actors."""
+
+    transport: Literal["object_store"] = Field("object_store", description="object_store: Ray objects, one a bucket")
+    bucket_mb: int = Field(256, ge=1, le=4096, description="MiB a bucket; a larger tensor has a bucket of its own")
+    deadline_s: float = Field(300.0, gt=0, description="seconds within which an actor must have received a version")

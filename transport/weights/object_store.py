@@ -1,0 +1,100 @@
+"""Weights through Ray's object store: one object a bucket, one `ray.get` a bucket, no copy on the actor's side."""
+
+from __future__ import annotations
+
+import time
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayError
+
+from transport.errors import WeightTransferError
+from transport.weights.channel import BucketPlan, Published, TensorSpec, WeightManifest, WeightPublisher, WeightReceiver
+
+
+class ObjectStorePublisher(WeightPublisher):
+    """Copies tensors into CPU buckets and puts each as one Ray object.
+
+    The objects belong to the process that publishes: they live while this publisher holds them, which it does for the
+    newest version and the one before (an actor may still be reading that), and are lost if the process dies.
+    `bucket_mb` is in MiB, 2**20 bytes.
+    """
+
+    def __init__(self, bucket_mb: int) -> None:
+        self._staging = torch.empty(bucket_mb << 20, dtype=torch.uint8)
+        self._held: list[Published] = []
+
+    def publish(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> Published:
+        if self._held and version <= self._held[-1].version:
+            raise WeightTransferError(f"weights {version}: version {self._held[-1].version} is already published")
+        plan = BucketPlan(len(self._staging))
+        bucket, filled = self._staging, 0
+        handles: list[ray.ObjectRef] = []
+        checksums: list[int] = []
+
+        def put() -> None:
+            data = bucket[:filled].numpy()
+            handles.append(ray.put(data))
+            checksums.append(zlib.crc32(data))
+
+        names: set[str] = set()
+        for name, tensor in tensors:
+            if name in names:
+                raise WeightTransferError(f"weights {version}: {name!r} comes twice")
+            names.add(name)
+            spec = plan.add(name, tensor.dtype, tuple(tensor.shape))
+            if spec.bucket > len(handles):
+                put()
+                bucket, filled = self._staging, 0
+            if spec.nbytes > len(bucket):
+                bucket = torch.empty(spec.nbytes, dtype=torch.uint8)
+            bucket[filled : spec.offset] = 0
+            filled = spec.offset + spec.nbytes
+            bucket[spec.offset : filled].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
+        if not names:
+            raise WeightTransferError(f"weights {version}: no tensor to publish")
+        put()
+        manifest = WeightManifest(version, tuple(plan.specs), tuple(plan.sizes), tuple(checksums))
+        self._held = [*self._held[-1:], Published(manifest, tuple(handles))]
+        return self._held[-1]
+
+    def newest(self) -> Published | None:
+        return self._held[-1] if self._held else None
+
+
+class ObjectStoreReceiver(WeightReceiver):
+    """Maps each bucket into this process and yields views of it."""
+
+    def receive(self, published: Published, deadline_s: float) -> Iterator[tuple[str, torch.Tensor]]:
+        ends_at = time.monotonic() + deadline_s
+        specs = iter(published.manifest.tensors)
+        spec = next(specs, None)
+        for index in range(len(published.handles)):
+            bucket = _get(published, index, max(0.0, ends_at - time.monotonic()), deadline_s)
+            while spec is not None and spec.bucket == index:
+                data = bucket[spec.offset : spec.offset + spec.nbytes]
+                yield spec.name, data.view(spec.dtype).view(spec.shape)
+                spec = next(specs, None)
+
+
+def _get(published: Published, index: int, timeout_s: float, deadline_s: float) -> torch.Tensor:
+    """Bucket `index` as uint8 [bytes], checked against the manifest."""
+    manifest = published.manifest
+    where = f"weights {manifest.version}, bucket {index + 1} of {len(published.handles)}"
+    try:
+        bucket = ray.get(published.handles[index], timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise WeightTransferError(f"{where}: not there after {deadline_s:g} s") from error
+    except RayError as error:
+        raise WeightTransferError(f"{where}: lost, for the learner that published it is gone ({error})") from error
+    if not isinstance(bucket, np.ndarray) or bucket.dtype != np.uint8 or bucket.size != manifest.bucket_bytes[index]:
+        raise WeightTransferError(f"{where}: not the {manifest.bucket_bytes[index]} bytes that were published")
+    if zlib.crc32(bucket) != manifest.checksums[index]:
+        raise WeightTransferError(f"{where}: damaged, its checksum does not match")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(bucket)
