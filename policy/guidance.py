@@ -1,0 +1,32 @@
+"""From logits to the distribution that tokens are drawn from; sampler and learner call these same functions.
+
+Classifier-free guidance for autoregressive models: softmax((uncond + w (cond - uncond)) / temperature), with the
+unconditional row seeing only BOS and begin-of-image of the prompt (Janus, arXiv 2501.17811).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def guided_logits(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> Tensor:
+    """uncond + w (cond - uncond). Logits are [..., vocab]; `scale` is a number or broadcasts against them."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def log_distribution(logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """Log-probabilities [..., vocab] of softmax(logits / temperature), in float32 or wider."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def token_logprobs(log_probs: Tensor, token_ids: Tensor) -> Tensor:
+    """The log-probability [...] of each token of `token_ids` [...] under `log_probs` [..., vocab]."""
+    return log_probs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Entropy in nats [...] of the distributions `log_probs` [..., vocab]."""
+    return -(log_probs.exp() * log_probs).sum(-1)

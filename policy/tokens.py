@@ -1,0 +1,110 @@
+"""Which ids mean what, and the token sequences of both stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import JanusConfig, PreTrainedTokenizerBase
+
+from policy.config import Templates
+
+BEGIN_OF_IMAGE = "<begin_of_image>"
+END_OF_IMAGE = "<end_of_image>"
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that lacks a special token the policy needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """Special token ids and sizes. `image_tokens` = `grid`², a picture has `image_size` x `image_size` pixels."""
+
+    bos: int
+    eos: int
+    pad: int
+    boi: int
+    eoi: int
+    text_vocab: int
+    image_vocab: int
+    image_tokens: int
+    grid: int
+    image_size: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, config: JanusConfig) -> TokenLayout:
+        """Read the layout off a checkpoint's tokenizer and config.
+
+        Raises:
+            TokenizerError: a special token is missing or lies outside the model's vocabulary.
+        """
+        ids = {
+            "bos": tokenizer.bos_token_id,
+            "eos": tokenizer.eos_token_id,
+            "pad": tokenizer.pad_token_id,
+            "boi": tokenizer.get_vocab().get(BEGIN_OF_IMAGE),
+            "eoi": tokenizer.get_vocab().get(END_OF_IMAGE),
+        }
+        text_vocab = config.text_config.vocab_size
+        for name, value in ids.items():
+            if value is None or not 0 <= value < text_vocab:
+                raise TokenizerError(
+                    f"the tokenizer's {name} token id is {value}; it must lie in the vocabulary of {text_vocab}"
+                )
+        grid = config.vq_config.num_patches
+        return cls(
+            **ids,
+            text_vocab=text_vocab,
+            image_vocab=config.vq_config.num_embeddings,
+            image_tokens=grid * grid,
+            grid=grid,
+            image_size=grid * 2 ** (len(config.vq_config.channel_multiplier) - 1),
+        )
+
+
+class PromptBuilder:
+    """Builds the prompt ids of both stages; every prompt starts with BOS, and no special token hides in user text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: TokenLayout, templates: Templates) -> None:
+        self._tokenizer = tokenizer
+        self._layout = layout
+        self._templates = templates
+
+    def semantic_prompt(self, prompt: str) -> list[int]:
+        """Stage 1: the chat turn that asks for the semantic-level CoT of `prompt`."""
+        return self._turn(self._templates.instruction.replace("{prompt}", prompt))
+
+    def image_prompt(self, prompt: str, cot: str) -> list[int]:
+        """Stage 2: the chat turn `{prompt}. {cot}` and begin-of-image; the prompt alone when `cot` is empty."""
+        if cot:
+            # One full stop between the two, also for prompts that bring their own.
+            stem = prompt.rstrip().rstrip(".").rstrip()
+            text = self._templates.image.replace("{prompt}", stem, 1).replace("{cot}", cot, 1)
+        else:
+            text = prompt
+        return [*self._turn(text), self._layout.boi]
+
+    def decode(self, token_ids: Sequence[int] | Tensor) -> str:
+        """The CoT's text, without special tokens and surrounding space."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    def _turn(self, user: str) -> list[int]:
+        templates = self._templates
+        text = templates.chat.replace("{user}", self._plain(user))
+        if templates.system:
+            text = f"{templates.system}\n\n{text}"
+        return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]
+
+    def _plain(self, text: str) -> str:
+        for token in self._tokenizer.all_special_tokens:
+            text = text.replace(token, "")
+        return text
+
+
+def unconditional(prompt_ids: Tensor, layout: TokenLayout) -> Tensor:
+    """The prompt of the unconditional row: every id but BOS and begin-of-image becomes pad. Any shape."""
+    keep = (prompt_ids == layout.bos) | (prompt_ids == layout.boi)
+    return torch.where(keep, prompt_ids, torch.full_like(prompt_ids, layout.pad))
