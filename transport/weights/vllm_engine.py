@@ -10,6 +10,7 @@ The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -34,6 +35,8 @@ BACKEND = "bicot"
 def register() -> str:
     """Make the engine known to vLLM, in this process; returns the backend's name. Any number of calls is one."""
     WeightTransferEngineFactory.register_engine(BACKEND, ChannelEngine)
+    # It warns at every sync that rotary tables, which no checkpoint holds, "failed to load"; names are checked below.
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     return BACKEND
 
 

@@ -1,0 +1,144 @@
+"""Published weights in a real vLLM engine: the same distribution as the model that published them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from transport.errors import WeightTransferError
+from transport.weights.channel import Published, WeightManifest, WeightReceiver
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONFIG = LlamaConfig(
+    vocab_size=131,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=128,
+    tie_word_embeddings=False,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+PROMPT = [1, *range(5, 40)]
+
+
+class InProcess(WeightReceiver):
+    """The receiver of tensors that are here already."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def receive(self, published: Published, deadline_s: float) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.tensors.items()
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1"
+    )
+    from vllm import LLM
+    from vllm.config import WeightTransferConfig
+
+    from transport.weights.vllm_engine import register
+
+    folder: Path = tmp_path_factory.mktemp("llama")
+    config = CONFIG.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    LlamaConfig(**config).save_pretrained(folder)
+    assert register() == register()
+    yield LLM(
+        model=str(folder),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=8,
+        logprobs_mode="processed_logprobs",
+        enable_prefix_caching=True,
+        weight_transfer_config=WeightTransferConfig(backend=register()),
+    )
+
+
+def janus_state(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+    """The model's tensors under the names that they have in Janus, and one that vLLM has no use for."""
+    state = {
+        name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name: tensor
+        for name, tensor in model.state_dict().items()
+    }
+    return state | {"model.generation_head.proj_out.weight": torch.zeros(3, 3)}
+
+
+def policy(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(CONFIG).eval().requires_grad_(False)
+
+
+def apply(llm: LLM, tensors: dict[str, torch.Tensor], version: int) -> int:
+    from transport.weights.vllm_engine import apply_to_vllm
+
+    published = Published(WeightManifest(version, (), (), ()), ())
+    return apply_to_vllm(llm, published, deadline_s=5.0, receiver=InProcess(tensors))
+
+
+def worst_difference(llm: LLM, model: LlamaForCausalLM) -> float:
+    """Largest |difference| of log-probs between vLLM and transformers over a prompt and what vLLM samples after it."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=1.0, max_tokens=16, logprobs=0, prompt_logprobs=0, seed=3, ignore_eos=True)
+    output: Any = llm.generate([{"prompt_token_ids": PROMPT}], sampling, use_tqdm=False)[0]
+    tokens = [*PROMPT, *output.outputs[0].token_ids]
+    rows = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+    ours = torch.tensor([row[token].logprob for row, token in zip(rows, tokens[1:], strict=True)])
+    logits = model(torch.tensor([tokens])).logits[0, :-1]
+    theirs = logits.log_softmax(-1).gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    return float((ours - theirs).abs().max())
+
+
+def test_weights_arrive_and_replace_those_before(llm: LLM) -> None:
+    first, second = policy(1), policy(2)
+    assert apply(llm, janus_state(first), 1) == 1
+    assert worst_difference(llm, first) < 1e-5
+    assert apply(llm, janus_state(second), 2) == 2
+    assert worst_difference(llm, second) < 1e-5
+    assert worst_difference(llm, first) > 1e-3
+    assert llm.get_weight_version() == "2"
+
+
+def test_an_incomplete_publication_changes_nothing(llm: LLM) -> None:
+    model = policy(3)
+    apply(llm, janus_state(model), 3)
+    tensors = janus_state(policy(4))
+    del tensors["model.language_model.layers.1.self_attn.k_proj.weight"]
+    with pytest.raises(WeightTransferError, match=r"weights 4: 1 tensors .*layers.1.self_attn.k_proj.weight"):
+        apply(llm, tensors, 4)
+    assert worst_difference(llm, model) < 1e-5
+
+
+def test_a_transfer_that_fails_changes_nothing(llm: LLM) -> None:
+    class Breaks(InProcess):
+        def receive(self, published: Published, deadline_s: float) -> Iterator[tuple[str, torch.Tensor]]:
+            yield next(iter(self.tensors.items()))
+            raise WeightTransferError("weights 6, bucket 2 of 9: damaged")
+
+    from transport.weights.vllm_engine import apply_to_vllm
+
+    model = policy(5)
+    apply(llm, janus_state(model), 5)
+    published = Published(WeightManifest(6, (), (), ()), ())
+    with pytest.raises(WeightTransferError, match="bucket 2 of 9"):
+        apply_to_vllm(llm, published, deadline_s=5.0, receiver=Breaks(janus_state(policy(6))))
+    assert worst_difference(llm, model) < 1e-5
+    assert llm.get_weight_version() == "5"
