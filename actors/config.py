@@ -1,0 +1,46 @@
+"""What a run says about its two rollout pools. Loads without torch, Ray or vLLM."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Pool(BaseModel):
+    """Size and resources of one pool of actors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    replicas: int = Field(1, ge=1, description="Actors in the pool.")
+    cpus: float = Field(1.0, ge=0, description="CPU cores that one actor reserves; fractions share a core.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that one actor reserves; fractions share a GPU, 0 runs on CPU.")
+    threads: int = Field(1, ge=1, description="Compute threads of one actor on CPU.")
+    deadline_s: float = Field(
+        300.0, gt=0, description="Seconds that one call may wait for its results, its place in the queue included."
+    )
+
+
+class SemanticConfig(_Pool):
+    """The pool that writes the semantic-level CoT with vLLM."""
+
+    enabled: bool = Field(True, description="false draws from the prompt alone, with no semantic-level CoT.")
+    max_tokens: int = Field(256, ge=1, description="Longest CoT in tokens; longer ones are cut off.")
+    max_prompt_tokens: int = Field(512, ge=1, description="Longest stage-1 prompt in tokens.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    max_num_seqs: int = Field(64, ge=1, description="Sequences that vLLM decodes together.")
+    kv_cache_gb: float = Field(
+        0.5, gt=0, description="Memory of vLLM's KV cache on CPU, in GiB. On a GPU, gpu_memory_utilization decides."
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of the GPU's memory that vLLM takes, weights and KV cache together."
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one vLLM engine is spread over.")
+    enforce_eager: bool = Field(True, description="false lets vLLM capture CUDA graphs: slower start, faster decode.")
+    prefix_caching: bool = Field(
+        False, description="Share the KV cache of equal prompt beginnings. Rounding then depends on earlier requests."
+    )
+
+
+class ImageConfig(_Pool):
+    """The pool that samples image tokens and decodes the pictures."""
+
+    batch_size: int = Field(64, ge=1, description="Pictures decoded together; guidance runs two rows for each.")
+    guidance_scale: float = Field(5.0, ge=1, description="Classifier-free guidance scale w; 1 is off.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")

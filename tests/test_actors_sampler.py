@@ -1,0 +1,201 @@
+"""The image sampler against transformers, against itself in other batches, and against the distribution it claims."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from actors.sampler import ImageSampler, PromptError, SampledImage, SampleRequest
+from policy.config import PolicyConfig
+from policy.janus import Policy, make_policy, tiny_janus
+from policy.scoring import Scorer, ScoreRows, SegmentRows
+
+PROMPTS = [
+    "a red circle",
+    "a",
+    "two green circle and a blue square left of the red square : a red circle and a plan of the two square",
+    "the blue square above a green circle , two red circle",
+]
+
+
+def _requests(policy: Policy, count: int, seed: int = 0) -> list[SampleRequest]:
+    """Requests of mixed prompt lengths."""
+    ids = [torch.tensor(policy.prompts.image_prompt(PROMPTS[i % len(PROMPTS)], "")) for i in range(count)]
+    return [SampleRequest(prompt, seed + number) for number, prompt in enumerate(ids)]
+
+
+def _equal(one: SampledImage, other: SampledImage) -> bool:
+    return torch.equal(one.token_ids, other.token_ids)
+
+
+def _close(one: SampledImage, other: SampledImage, tolerance: float) -> None:
+    torch.testing.assert_close(one.guided_logprobs, other.guided_logprobs, atol=tolerance, rtol=0)
+    torch.testing.assert_close(one.conditional_logprobs, other.conditional_logprobs, atol=tolerance, rtol=0)
+
+
+def _transformers_greedy(policy: Policy, prompt_ids: Tensor, scale: float) -> Tensor:
+    layout = policy.layout
+    policy.model.generation_config.generation_kwargs = {"boi_token_id": layout.boi}
+    ids = prompt_ids.unsqueeze(0)
+    return policy.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_mode="image",
+        do_sample=False,
+        guidance_scale=scale,
+        bos_token_id=layout.bos,
+        pad_token_id=layout.pad,
+    )[0]
+
+
+@pytest.mark.parametrize("scale", [2.0, 5.0])
+def test_greedy_equals_transformers_generate(tiny_policy: Policy, scale: float) -> None:
+    requests = _requests(tiny_policy, 8)
+    sampled = ImageSampler(tiny_policy, 3, scale, temperature=0).sample(requests)
+    for request, image in zip(requests[:4], sampled, strict=False):
+        expected = _transformers_greedy(tiny_policy, request.prompt_ids, scale)
+        assert image.token_ids.tolist() == expected.tolist()
+    assert len({tuple(image.token_ids.tolist()) for image in sampled[:4]}) == 4, "prompts have to matter"
+    assert len(set(sampled[0].token_ids.tolist())) > 2, "tokens have to vary"
+
+
+def test_greedy_equals_transformers_with_shared_key_heads(tiny_policy: Policy) -> None:
+    torch.manual_seed(3)
+    model = tiny_janus(
+        tiny_policy.tokenizer, hidden=64, heads=4, kv_heads=2, layers=2, image_vocab=32, image_size=16,
+        vq_multipliers=(1, 1, 1),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.model.language_model.parameters():
+            parameter.mul_(4)
+    policy = make_policy(model, tiny_policy.tokenizer, PolicyConfig(checkpoint=""))
+    request = _requests(policy, 3)[2]
+    expected = _transformers_greedy(policy, request.prompt_ids, 3.0)
+    assert ImageSampler(policy, 4, 3.0, temperature=0).sample([request])[0].token_ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("scale", "temperature"), [(2.0, 1.0), (5.0, 0.7), (1.0, 1.3)])
+def test_logprobs_equal_the_learners(tiny_policy: Policy, scale: float, temperature: float) -> None:
+    requests = _requests(tiny_policy, 7)
+    sampled = ImageSampler(tiny_policy, 4, scale, temperature).sample(requests)
+    rows = SegmentRows(
+        [request.prompt_ids for request in requests], [image.token_ids for image in sampled], temperature, scale
+    )
+    scorer = Scorer(tiny_policy.model, tiny_policy.layout)
+    for distribution, ours in {
+        "guided": torch.cat([image.guided_logprobs for image in sampled]),
+        "conditional": torch.cat([image.conditional_logprobs for image in sampled]),
+    }.items():
+        with torch.no_grad():
+            scores = scorer(ScoreRows(image=rows), distribution).image
+        torch.testing.assert_close(ours, scores.logprobs, atol=1e-5, rtol=0)
+
+
+def test_same_prompt_and_seed_gives_the_same_picture_in_any_batch(tiny_policy: Policy) -> None:
+    requests = _requests(tiny_policy, 24)
+    alone = [ImageSampler(tiny_policy, 1, 2.0, 1.0).sample([request])[0] for request in requests]
+    for batch_size in (1, 4, 7, 24, 32):
+        together = ImageSampler(tiny_policy, batch_size, 2.0, 1.0).sample(requests)
+        assert all(map(_equal, alone, together)), f"batch of {batch_size}"
+        for one, other in zip(alone, together, strict=True):
+            _close(one, other, 1e-5)
+    backwards = ImageSampler(tiny_policy, 24, 2.0, 1.0).sample(requests[::-1])
+    assert all(map(_equal, alone, backwards[::-1]))
+
+
+def test_pictures_that_join_late_are_the_same(tiny_policy: Policy) -> None:
+    requests = _requests(tiny_policy, 9)
+    expected = ImageSampler(tiny_policy, 9, 2.0, 1.0).sample(requests)
+    sampler, done = ImageSampler(tiny_policy, 5, 2.0, 1.0), {}
+    waiting = list(enumerate(requests))
+    for _ in range(100):
+        if waiting and sampler.free:
+            sampler.admit([waiting.pop(0)])
+        done.update(sampler.step())
+    assert sorted(done) == list(range(9))
+    assert all(_equal(done[key], image) for key, image in enumerate(expected))
+
+
+def test_cancelled_pictures_free_their_places(tiny_policy: Policy) -> None:
+    requests = _requests(tiny_policy, 4)
+    expected = ImageSampler(tiny_policy, 4, 2.0, 1.0).sample(requests)
+    sampler = ImageSampler(tiny_policy, 4, 2.0, 1.0)
+    sampler.admit(list(enumerate(requests)))
+    sampler.step()
+    sampler.cancel({0, 2, 77})
+    assert sampler.free == 2
+    sampler.admit([(10, requests[0])])
+    done: dict[int, SampledImage] = {}
+    while len(done) < 3:
+        done.update(sampler.step())
+    assert sorted(done) == [1, 3, 10]
+    assert _equal(done[1], expected[1]) and _equal(done[10], expected[0])
+
+
+def test_seeds_draw_from_the_guided_distribution(tiny_policy: Policy) -> None:
+    """Chi-square of first tokens over seeds, against the exact guided distribution."""
+    count = 4000
+    prompt = _requests(tiny_policy, 1)[0].prompt_ids
+    sampled = ImageSampler(tiny_policy, 256, 2.0, 1.0).sample([SampleRequest(prompt, seed) for seed in range(count)])
+    first = torch.tensor([int(image.token_ids[0]) for image in sampled])
+    observed = torch.bincount(first, minlength=tiny_policy.layout.image_vocab).double()
+    vocab = torch.arange(tiny_policy.layout.image_vocab)
+    completions = [torch.full((tiny_policy.layout.image_tokens,), int(token)) for token in vocab]
+    rows = SegmentRows([prompt] * len(vocab), completions, 1.0, 2.0)
+    with torch.no_grad():
+        scores = Scorer(tiny_policy.model, tiny_policy.layout)(ScoreRows(image=rows), "guided").image
+    expected = scores.logprobs.view(len(vocab), -1)[:, 0].double().exp() * count
+    torch.testing.assert_close(expected.sum(), torch.tensor(float(count), dtype=torch.float64), rtol=1e-5, atol=0)
+    common = expected >= 5
+    pooled_observed = torch.cat([observed[common], observed[~common].sum().view(1)])
+    pooled_expected = torch.cat([expected[common], expected[~common].sum().view(1).clamp(min=1e-9)])
+    statistic = ((pooled_observed - pooled_expected) ** 2 / pooled_expected).sum()
+    freedom = len(pooled_expected) - 1
+    assert freedom >= 3
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5, f"chi-square {statistic:.1f} at {freedom} degrees"
+
+
+def test_weights_are_read_live(tiny_policy: Policy) -> None:
+    torch.manual_seed(1)
+    model = tiny_janus(
+        tiny_policy.tokenizer, hidden=32, layers=1, heads=2, image_vocab=32, image_size=16, vq_multipliers=(1, 1, 1)
+    )
+    policy = make_policy(model, tiny_policy.tokenizer, PolicyConfig(checkpoint=""))
+    requests = _requests(policy, 2)
+    sampler = ImageSampler(policy, 2, 2.0, 1.0)
+    before = sampler.sample(requests)
+    with torch.no_grad():
+        for parameter in model.model.language_model.parameters():
+            parameter.mul_(3)
+    after, fresh = sampler.sample(requests), ImageSampler(policy, 2, 2.0, 1.0).sample(requests)
+    _close(after[0], fresh[0], 0)
+    assert not torch.equal(before[0].guided_logprobs, after[0].guided_logprobs)
+
+
+def test_half_precision_runs(tiny_policy: Policy) -> None:
+    torch.manual_seed(2)
+    model = tiny_janus(
+        tiny_policy.tokenizer, hidden=64, heads=4, kv_heads=2, layers=1, image_vocab=32, image_size=16,
+        vq_multipliers=(1, 1, 1),
+    )  # fmt: skip
+    policy = make_policy(model.bfloat16(), tiny_policy.tokenizer, PolicyConfig(checkpoint=""))
+    requests = _requests(policy, 4)
+    sampled = ImageSampler(policy, 4, 2.0, 1.0).sample(requests)
+    rows = SegmentRows([r.prompt_ids for r in requests], [s.token_ids for s in sampled], 1.0, 2.0)
+    with torch.no_grad():
+        scores = Scorer(policy.model, policy.layout)(ScoreRows(image=rows), "guided").image
+    ours = torch.cat([image.guided_logprobs for image in sampled])
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, scores.logprobs.float(), atol=0.05, rtol=0)
+
+
+def test_prompts_that_cannot_be_drawn_for_are_refused(tiny_policy: Policy) -> None:
+    sampler = ImageSampler(tiny_policy, 2, 2.0, 1.0)
+    boi = tiny_policy.layout.boi
+    with pytest.raises(PromptError, match="begin-of-image"):
+        sampler.sample([SampleRequest(torch.tensor([0, 9, 10]), 0)])
+    with pytest.raises(PromptError, match="113 tokens .* 16 image tokens .* 128 positions"):
+        sampler.sample([SampleRequest(torch.tensor([9] * 112 + [boi]), 0)])
+    longest = SampleRequest(torch.tensor([9] * 111 + [boi]), 0)
+    assert len(sampler.sample([longest])[0].token_ids) == tiny_policy.layout.image_tokens
