@@ -31,7 +31,6 @@ class SemanticConfig(_Pool):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of the GPU's memory that vLLM takes, weights and KV cache together."
     )
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one vLLM engine is spread over.")
     enforce_eager: bool = Field(True, description="false lets vLLM capture CUDA graphs: slower start, faster decode.")
     prefix_caching: bool = Field(
         False, description="Share the KV cache of equal prompt beginnings. Rounding then depends on earlier requests."
@@ -44,3 +43,4 @@ class ImageConfig(_Pool):
     batch_size: int = Field(64, ge=1, description="Pictures decoded together; guidance runs two rows for each.")
     guidance_scale: float = Field(5.0, ge=1, description="Classifier-free guidance scale w; 1 is off.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    decode_batch: int = Field(16, ge=1, description="Pictures that the VQ decoder makes at once; bounds its memory.")

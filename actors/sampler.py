@@ -16,16 +16,13 @@ import torch
 from torch import Tensor
 
 from actors.cached_llama import CachedLlama
+from actors.errors import PromptError
 from policy.guidance import guided_logits, log_distribution, token_logprobs
 from policy.janus import Policy
 from policy.tokens import unconditional
 
 _BLOCK = 16
 """Prompts are run in blocks of this many at most."""
-
-
-class PromptError(ValueError):
-    """A prompt that the sampler cannot draw for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.sampler import ImageSampler, PromptError, SampledImage, SampleRequest
+from actors.errors import PromptError
+from actors.sampler import ImageSampler, SampledImage, SampleRequest
 from policy.config import PolicyConfig
 from policy.janus import Policy, make_policy, tiny_janus
 from policy.scoring import Scorer, ScoreRows, SegmentRows

@@ -1,0 +1,165 @@
+"""The image actor: one image sampler and the VQ decoder behind coroutine methods, for the pool that draws pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from actors.config import ImageConfig
+from actors.errors import WeightsError
+from actors.loop import BatchLoop
+from actors.requests import ImageOutput, ImageRequest
+from actors.sampler import ImageSampler, SampleRequest
+from policy.config import PolicyConfig
+from policy.janus import Policy, load_policy
+from policy.pictures import decode_pictures
+from transport.trajectory import ImageSegment
+from transport.weights.channel import Published
+from transport.weights.object_store import ObjectStoreReceiver
+
+logger = logging.getLogger(__name__)
+
+
+class Painter:
+    """The sampler with the VQ decoder behind it, as an engine for the batch loop; `version` tags what it gives."""
+
+    def __init__(self, policy: Policy, config: ImageConfig) -> None:
+        self.version = 0
+        self._policy = policy
+        self._config = config
+        self._sampler = ImageSampler(policy, config.batch_size, config.guidance_scale, config.temperature)
+        self._prompts: dict[int, Tensor] = {}
+
+    @property
+    def free(self) -> int:
+        """Pictures that can join now."""
+        return self._sampler.free
+
+    def check(self, request: SampleRequest) -> None:
+        """Refuse a prompt that leaves no room for the picture, with a `PromptError`."""
+        self._sampler.check(request)
+
+    def admit(self, requests: Sequence[tuple[int, SampleRequest]]) -> None:
+        """Take at most `free` checked requests."""
+        self._prompts.update((key, request.prompt_ids) for key, request in requests)
+        self._sampler.admit(requests)
+
+    def step(self) -> dict[int, ImageOutput]:
+        """Draw one token for every picture; those that are complete are decoded and given, by key."""
+        done = list(self._sampler.step().items())
+        outputs: dict[int, ImageOutput] = {}
+        for start in range(0, len(done), self._config.decode_batch):
+            part = done[start : start + self._config.decode_batch]
+            pictures = decode_pictures(self._policy.model, torch.stack([image.token_ids for _, image in part]))
+            for (key, image), picture in zip(part, pictures, strict=True):
+                segment = ImageSegment(
+                    prompt_ids=self._prompts.pop(key),
+                    token_ids=image.token_ids,
+                    conditional_logprobs=image.conditional_logprobs,
+                    guided_logprobs=image.guided_logprobs,
+                    guidance_scale=self._config.guidance_scale,
+                    temperature=self._config.temperature,
+                    weight_version=self.version,
+                )
+                outputs[key] = ImageOutput(segment, picture.copy())
+        return outputs
+
+    def cancel(self, keys: set[int]) -> None:
+        """Drop these pictures; unknown keys are ignored."""
+        for key in keys:
+            self._prompts.pop(key, None)
+        self._sampler.cancel(keys)
+
+    def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> int:
+        """Copy tensors into the model in place, by their `state_dict` names.
+
+        Raises:
+            WeightsError: a name or a shape does not fit, or nothing came; the model is as it was.
+        """
+        state = self._policy.model.state_dict()
+        pairs = list(tensors)
+        for name, tensor in pairs:
+            if name not in state:
+                raise WeightsError(f"weights {version}: the model has no tensor {name!r}")
+            if state[name].shape != tensor.shape:
+                raise WeightsError(
+                    f"weights {version}: {name!r} has shape {list(tensor.shape)}, the model's is "
+                    f"{list(state[name].shape)}"
+                )
+        if not pairs:
+            raise WeightsError(f"weights {version}: no tensor came")
+        with torch.no_grad():
+            for name, tensor in pairs:
+                state[name].copy_(tensor)
+        self.version = version
+        return version
+
+
+class ImageActor:
+    """Draws pictures; calls that come side by side are drawn together.
+
+    Starts at version 0, the checkpoint's weights.
+    """
+
+    def __init__(self, policy: PolicyConfig, image: ImageConfig) -> None:
+        """
+        Raises:
+            CheckpointError: the checkpoint cannot be used.
+        """
+        start = time.perf_counter()
+        self._config = image
+        if not image.gpus:
+            torch.set_num_threads(image.threads)
+        loaded = load_policy(policy, "cuda" if image.gpus else "cpu")
+        self._prompts = loaded.prompts
+        self._painter = Painter(loaded, image)
+        self._loop: BatchLoop[SampleRequest, ImageOutput] = BatchLoop("image", self._painter)
+        self._sync_s = 0.0
+        logger.info("image actor ready after %.1f s", time.perf_counter() - start)
+
+    async def sample(self, requests: Sequence[ImageRequest]) -> list[ImageOutput]:
+        """One picture for each request, in order, within the config's deadline.
+
+        Raises:
+            ActorError: see `actors.errors`.
+        """
+        asked = [
+            SampleRequest(torch.tensor(self._prompts.image_prompt(one.prompt, one.cot)), one.seed) for one in requests
+        ]
+        return await self._loop.run(asked, self._config.deadline_s)
+
+    async def apply_weights(self, published: Published) -> int:
+        """Take a published version; running pictures finish at the old one. Returns the version.
+
+        Raises:
+            WeightTransferError: the transfer failed; the old weights stay.
+            WeightsError: a tensor does not fit; the old weights stay.
+            DeadlineError: running pictures did not end in time.
+        """
+        start = time.perf_counter()
+        deadline = self._config.deadline_s
+        tensors = await asyncio.to_thread(lambda: list(ObjectStoreReceiver().receive(published, deadline)))
+        await self._loop.exclusive(lambda: self._painter.load(published.version, tensors), deadline)
+        self._sync_s = time.perf_counter() - start
+        return published.version
+
+    def version(self) -> int:
+        """The version of the weights; 0 are the checkpoint's."""
+        return self._painter.version
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the start; `sync_s` is how long the last weight update took, waiting included."""
+        return self._loop.metrics() | {"sync_s": self._sync_s, "weight_version": float(self._painter.version)}
+
+    def ping(self) -> bool:
+        """Answers while the process lives."""
+        return True
+
+    def close(self) -> None:
+        """Stop taking work; what is running fails."""
+        self._loop.close()

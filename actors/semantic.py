@@ -1,0 +1,198 @@
+"""The semantic-level CoT with vLLM: an engine in this process over the language model of a Janus checkpoint.
+
+vLLM is given the model's shape only and never reads a checkpoint. Weights always come through its weight-transfer
+interface, so the first load, a sync and a restart are one path; until then nothing can be generated.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from actors.config import SemanticConfig
+from actors.errors import PromptError, WeightsError
+from policy.tokens import TokenLayout
+from transport.trajectory import SemanticSegment
+from transport.weights.channel import Published, WeightManifest, WeightReceiver
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """`prompt_ids` of stage 1, and the member's seed."""
+
+    prompt_ids: Sequence[int]
+    seed: int
+
+
+class SemanticWriter:
+    """vLLM's engine, one step at a time.
+
+    Log-probs are those of the distribution that is drawn from: after temperature, with no top-k or top-p. At
+    temperature 0 they are those at temperature 1.
+    """
+
+    def __init__(self, model: LlamaConfig, layout: TokenLayout, dtype: str, config: SemanticConfig) -> None:
+        """Start the engine; `model` is the checkpoint's language model config, `dtype` its number format.
+
+        Raises:
+            ValueError: the model's positions leave no room for a prompt beside `max_tokens`.
+        """
+        self.version: int | None = None
+        self._config = config
+        self._layout = layout
+        self._prompts: dict[int, Tensor] = {}
+        length = min(config.max_prompt_tokens + config.max_tokens, model.max_position_embeddings)
+        self._longest_prompt = length - config.max_tokens
+        if self._longest_prompt < 1:
+            raise ValueError(
+                f"semantic.max_tokens: {config.max_tokens} leaves no room for a prompt in the model's "
+                f"{model.max_position_embeddings} positions"
+            )
+        _prepare_process(config)
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
+
+        from transport.weights.vllm_engine import register
+
+        with tempfile.TemporaryDirectory(prefix="bicot-llama-") as folder:
+            _write_shape(model, dtype, Path(folder))
+            self._llm: Any = LLM(
+                model=folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                max_model_len=length,
+                max_num_seqs=config.max_num_seqs,
+                logprobs_mode="processed_logprobs",
+                enable_prefix_caching=config.prefix_caching,
+                enforce_eager=config.enforce_eager,
+                gpu_memory_utilization=config.gpu_memory_utilization,
+                kv_cache_memory_bytes=None if config.gpus else int(config.kv_cache_gb * 2**30),
+                weight_transfer_config=WeightTransferConfig(backend=register()),
+            )
+
+    @property
+    def free(self) -> int:
+        """Requests that can join now."""
+        return self._config.max_num_seqs - len(self._prompts)
+
+    def check(self, request: WriteRequest) -> None:
+        """
+        Raises:
+            WeightsError: there are no weights yet, or the last update failed half way.
+            PromptError: the prompt is empty or too long.
+        """
+        if self.version is None:
+            raise WeightsError("the semantic actor has no weights yet: apply a published version first")
+        if not 1 <= len(request.prompt_ids) <= self._longest_prompt:
+            raise PromptError(
+                f"a stage-1 prompt has {len(request.prompt_ids)} tokens; at most {self._longest_prompt} leave room for "
+                f"semantic.max_tokens = {self._config.max_tokens}"
+            )
+
+    def admit(self, requests: Sequence[tuple[int, WriteRequest]]) -> None:
+        """Give at most `free` checked requests to vLLM's scheduler."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        for key, request in requests:
+            params = SamplingParams(
+                temperature=self._config.temperature,
+                seed=request.seed,
+                max_tokens=self._config.max_tokens,
+                stop_token_ids=[self._layout.eos],
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            ids = list(request.prompt_ids)
+            self._prompts[key] = torch.tensor(ids)
+            self._llm.llm_engine.add_request(str(key), {"prompt_token_ids": ids}, params)
+
+    def step(self) -> dict[int, SemanticSegment]:
+        """One step of vLLM's engine; the segments that it completes, by key."""
+        outputs = self._llm.llm_engine.step()
+        return {int(output.request_id): self._segment(output) for output in outputs if output.finished}
+
+    def cancel(self, keys: set[int]) -> None:
+        """Abort these requests; unknown ones are ignored."""
+        known = [str(key) for key in keys if self._prompts.pop(key, None) is not None]
+        if known:
+            self._llm.llm_engine.abort_request(known)
+
+    def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> int:
+        """Put tensors, under their Janus `state_dict` names, into the engine; no request may be running.
+
+        Raises:
+            WeightTransferError: they are not all that the model needs; the engine is as it was.
+        """
+        from transport.weights.vllm_engine import apply_to_vllm
+
+        published = Published(WeightManifest(version, (), (), ()), ())
+        self.version = apply_to_vllm(self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors))
+        return self.version
+
+    def _segment(self, output: Any) -> SemanticSegment:
+        completion = output.outputs[0]
+        key = int(output.request_id)
+        assert self.version is not None
+        return SemanticSegment(
+            prompt_ids=self._prompts.pop(key),
+            token_ids=torch.tensor(list(completion.token_ids)),
+            logprobs=torch.tensor(_drawn_logprobs(completion)),
+            temperature=self._config.temperature,
+            finish_reason=completion.finish_reason,
+            weight_version=self.version,
+        )
+
+
+class _Here(WeightReceiver):
+    """The receiver of tensors that have arrived already."""
+
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self._tensors = tensors
+
+    def receive(self, published: Published, deadline_s: float) -> Iterator[tuple[str, Tensor]]:
+        yield from self._tensors
+
+
+def _drawn_logprobs(completion: Any) -> list[float]:
+    """The log-prob of each drawn token; at every position vLLM lists it first."""
+    flat = completion.logprobs
+    drawn = [flat.token_ids[start] for start in flat.start_indices]
+    if drawn != list(completion.token_ids):
+        raise RuntimeError("vLLM's log-probs do not belong to the tokens it drew")
+    return [flat.logprobs[start] for start in flat.start_indices]
+
+
+def _write_shape(model: LlamaConfig, dtype: str, folder: Path) -> None:
+    """Write the config.json of the language model by itself."""
+    fields = model.to_dict() | {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "dtype": dtype}
+    LlamaConfig(**fields).save_pretrained(folder)
+
+
+def _prepare_process(config: SemanticConfig) -> None:
+    """Settings that vLLM reads when it is imported, or that nothing can change once its engine runs."""
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # tensors are handed to the engine by reference
+        VLLM_CONFIGURE_LOGGING="0",  # its lines go where this process's lines go
+        VLLM_NO_USAGE_STATS="1",
+        HF_HUB_OFFLINE="1",
+    )
+    if not config.gpus:
+        # Compiling takes longer than it saves on a CPU; the flag also covers a dynamo that is imported already.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
+        torch.set_num_threads(config.threads)

@@ -1,0 +1,97 @@
+"""The semantic actor: one vLLM engine behind coroutine methods, for the pool that writes the semantic-level CoT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from transformers import AutoTokenizer, JanusForConditionalGeneration
+
+from actors.config import SemanticConfig
+from actors.loop import BatchLoop
+from actors.requests import SemanticOutput, SemanticRequest
+from actors.semantic import SemanticWriter, WriteRequest
+from policy.config import PolicyConfig
+from policy.janus import check_checkpoint, trained_parameters
+from policy.tokens import PromptBuilder, TokenLayout
+from transport.trajectory import SemanticSegment
+from transport.weights.channel import Published
+from transport.weights.object_store import ObjectStoreReceiver
+
+logger = logging.getLogger(__name__)
+
+
+class SemanticActor:
+    """Writes CoTs; calls that come side by side are decoded together.
+
+    Has no weights until the first `apply_weights` (or `load_policy`).
+    """
+
+    def __init__(self, policy: PolicyConfig, semantic: SemanticConfig) -> None:
+        """
+        Raises:
+            CheckpointError: the checkpoint's config or tokenizer cannot be used.
+        """
+        start = time.perf_counter()
+        self._config = semantic
+        config = check_checkpoint(policy.checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(policy.checkpoint, local_files_only=True)
+        layout = TokenLayout.of(tokenizer, config)
+        self._prompts = PromptBuilder(tokenizer, layout, policy.templates)
+        self._writer = SemanticWriter(config.text_config, layout, policy.dtype, semantic)
+        self._loop: BatchLoop[WriteRequest, SemanticSegment] = BatchLoop("semantic", self._writer)
+        self._tokens = 0
+        self._sync_s = 0.0
+        logger.info("semantic actor ready after %.1f s", time.perf_counter() - start)
+
+    async def generate(self, requests: Sequence[SemanticRequest]) -> list[SemanticOutput]:
+        """One CoT for each request, in order, within the config's deadline.
+
+        Raises:
+            ActorError: see `actors.errors`.
+        """
+        asked = [WriteRequest(self._prompts.semantic_prompt(one.prompt), one.seed) for one in requests]
+        segments = await self._loop.run(asked, self._config.deadline_s)
+        self._tokens += sum(len(segment.token_ids) for segment in segments)
+        return [SemanticOutput(segment, self._prompts.decode(segment.token_ids)) for segment in segments]
+
+    async def apply_weights(self, published: Published) -> int:
+        """Take a published version; running requests finish at the old one. Returns the version.
+
+        Raises:
+            WeightTransferError: the transfer failed, or lacks a tensor; the old weights stay.
+            DeadlineError: running requests did not end in time.
+        """
+        deadline = self._config.deadline_s
+        tensors = await asyncio.to_thread(lambda: list(ObjectStoreReceiver().receive(published, deadline)))
+        return await self._load(published.version, tensors)
+
+    async def load_policy(self, model: JanusForConditionalGeneration, version: int = 0) -> int:
+        """Take the language model of a policy in this process, without a weight channel."""
+        trained = trained_parameters(model, "language_model")
+        return await self._load(version, [(name, value.detach()) for name, value in trained.items()])
+
+    async def _load(self, version: int, tensors: list) -> int:
+        start = time.perf_counter()
+        await self._loop.exclusive(lambda: self._writer.load(version, tensors), self._config.deadline_s)
+        self._sync_s = time.perf_counter() - start
+        return version
+
+    def version(self) -> int | None:
+        """The version of the weights; None before the first."""
+        return self._writer.version
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the start; `sync_s` is how long the last weight update took, waiting included."""
+        version = -1 if self._writer.version is None else self._writer.version
+        return self._loop.metrics() | {"tokens": self._tokens, "sync_s": self._sync_s, "weight_version": version}
+
+    def ping(self) -> bool:
+        """Answers while the process lives."""
+        return True
+
+    def close(self) -> None:
+        """Stop taking work; what is running fails."""
+        self._loop.close()

@@ -1,0 +1,167 @@
+"""The semantic actor with a real vLLM engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import JanusForConditionalGeneration
+
+from actors.config import SemanticConfig
+from actors.errors import DeadlineError, PromptError, WeightsError
+from actors.requests import SemanticOutput, SemanticRequest
+from policy.config import PolicyConfig
+from policy.janus import Policy
+from policy.scoring import Scorer, ScoreRows, SegmentRows
+from transport.errors import WeightTransferError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONFIG = SemanticConfig(max_tokens=12, max_num_seqs=16, kv_cache_gb=0.05, deadline_s=60, temperature=0.8)
+WORDS = "red green blue circle square left right above two three".split()
+
+
+def run(work: Any) -> Any:
+    return asyncio.run(work)
+
+
+def requests(count: int) -> list[SemanticRequest]:
+    """Prompts of one to ten words, seeds 100 and up."""
+    return [SemanticRequest(" ".join(WORDS[: 1 + i * 7 % 10]), 100 + i) for i in range(count)]
+
+
+def tokens(outputs: list[SemanticOutput]) -> list[list[int]]:
+    return [output.segment.token_ids.tolist() for output in outputs]
+
+
+def worst(policy: Policy, model: JanusForConditionalGeneration, outputs: list[SemanticOutput]) -> float:
+    """Largest |difference| between the actor's log-probs and the learner's under `model`."""
+    segments = [output.segment for output in outputs]
+    rows = SegmentRows([s.prompt_ids for s in segments], [s.token_ids for s in segments], segments[0].temperature)
+    with torch.no_grad():
+        scores = Scorer(model, policy.layout)(ScoreRows(text=rows)).text
+    assert scores
+    return float((torch.cat([s.logprobs for s in segments]) - scores.logprobs).abs().max())
+
+
+@pytest.fixture(scope="module")
+def actor(tiny_config: PolicyConfig) -> Iterator[Any]:
+    from actors.semantic_actor import SemanticActor
+
+    actor = SemanticActor(tiny_config, CONFIG)
+    with pytest.raises(WeightsError, match="no weights yet"):
+        run(actor.generate(requests(1)))
+    assert actor.version() is None
+    yield actor
+    actor.close()
+
+
+@pytest.fixture
+def loaded(actor: Any, tiny_policy: Policy) -> Any:
+    """The actor with the tiny policy's weights, as version 1."""
+    assert run(actor.load_policy(tiny_policy.model, 1)) == 1
+    return actor
+
+
+def test_logprobs_are_the_learners(loaded: Any, tiny_policy: Policy) -> None:
+    outputs = run(loaded.generate(requests(40)))
+    assert worst(tiny_policy, tiny_policy.model, outputs) < 1e-5
+    reasons = {output.segment.finish_reason for output in outputs}
+    assert reasons == {"stop", "length"}
+    for request, output in zip(requests(40), outputs, strict=True):
+        segment = output.segment
+        assert segment.prompt_ids.tolist() == tiny_policy.prompts.semantic_prompt(request.prompt)
+        assert (segment.token_ids[-1] == tiny_policy.layout.eos) == (segment.finish_reason == "stop")
+        assert len(segment.token_ids) == CONFIG.max_tokens or segment.finish_reason == "stop"
+        assert segment.weight_version == 1
+        assert segment.logprobs.dtype == torch.float32 and segment.token_ids.dtype == torch.int64
+        assert output.cot == tiny_policy.prompts.decode(segment.token_ids)
+        assert "<eos>" not in output.cot
+
+
+def test_a_seed_gives_the_same_text_alone_and_together(loaded: Any) -> None:
+    together = run(loaded.generate(requests(24)))
+    alone = [run(loaded.generate([request]))[0] for request in requests(24)]
+    assert tokens(alone) == tokens(together)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.segment.logprobs, other.segment.logprobs, atol=1e-5, rtol=0)
+    assert tokens(run(loaded.generate([SemanticRequest(r.prompt, r.seed + 1) for r in requests(24)]))) != tokens(alone)
+
+
+def test_groups_that_stream_in_are_decoded_together(loaded: Any) -> None:
+    expected = tokens(run(loaded.generate(requests(24))))
+    before = loaded.metrics()
+
+    async def stream() -> list[list[SemanticOutput]]:
+        groups = [requests(24)[start : start + 8] for start in (0, 8, 16)]
+        return await asyncio.gather(*(loaded.generate(group) for group in groups))
+
+    groups = run(stream())
+    assert [ids for group in groups for ids in tokens(group)] == expected
+    after = loaded.metrics()
+    occupancy = (after["occupancy"] * after["steps"] - before["occupancy"] * before["steps"]) / (
+        after["steps"] - before["steps"]
+    )
+    assert occupancy > 8, "groups of 8 have to share a batch"
+    assert after["running"] == after["queued"] == 0
+
+
+def test_a_sync_changes_the_distribution_between_batches(loaded: Any, tiny_policy: Policy) -> None:
+    other = deepcopy(tiny_policy.model)
+    with torch.no_grad():
+        for parameter in other.model.language_model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+
+    async def sync_between() -> tuple[list[SemanticOutput], int, list[SemanticOutput]]:
+        first = asyncio.create_task(loaded.generate(requests(40)))
+        await asyncio.sleep(0.01)
+        sync = asyncio.create_task(loaded.load_policy(other, 2))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(loaded.generate(requests(40)))
+        return await first, await sync, await second
+
+    before, version, after = run(sync_between())
+    assert version == loaded.version() == 2
+    assert {o.segment.weight_version for o in before} == {1} and {o.segment.weight_version for o in after} == {2}
+    assert worst(tiny_policy, tiny_policy.model, before) < 1e-5
+    assert worst(tiny_policy, other, after) < 1e-5
+    assert worst(tiny_policy, tiny_policy.model, after) > 1e-3
+
+
+def test_an_incomplete_update_leaves_the_old_weights(loaded: Any, tiny_policy: Policy) -> None:
+    expected = tokens(run(loaded.generate(requests(4))))
+    with pytest.raises(WeightTransferError, match="not published"):
+        run(loaded._load(3, [("lm_head.weight", torch.zeros_like(tiny_policy.model.lm_head.weight))]))
+    assert loaded.version() == 1
+    assert tokens(run(loaded.generate(requests(4)))) == expected
+
+
+def test_prompts_that_are_too_long_are_refused(loaded: Any) -> None:
+    with pytest.raises(PromptError, match="at most 116"):
+        run(loaded.generate([SemanticRequest("red " * 200, 0)]))
+
+
+def test_a_missed_deadline_names_the_stage_and_frees_the_engine(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded, "_config", CONFIG.model_copy(update={"deadline_s": 0.005}))
+    with pytest.raises(DeadlineError, match=r"semantic: \d+ of 64 requests done after .* \(deadline 0.005 s\)"):
+        run(loaded.generate(requests(64)))
+    monkeypatch.setattr(loaded, "_config", CONFIG)
+    assert len(run(loaded.generate(requests(2)))) == 2
+    assert loaded.metrics()["running"] == 0
+
+
+def test_stdout_stays_clean(loaded: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    run(loaded.generate(requests(2)))
+    assert capfd.readouterr().out == ""
+
+
+def test_impossible_lengths_are_refused_before_the_engine_starts(tiny_config: PolicyConfig, tmp_path: Path) -> None:
+    from actors.semantic_actor import SemanticActor
+
+    with pytest.raises(ValueError, match="semantic.max_tokens: 128 leaves no room"):
+        SemanticActor(tiny_config, SemanticConfig(max_tokens=128))
