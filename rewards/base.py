@@ -1,0 +1,134 @@
+"""What a reward is, and how one is found by its import path.
+
+A reward of your own is a class in any module on the Python path::
+
+    # my_rewards.py
+    import numpy as np
+    from policy.prompts import PromptRecord
+    from rewards.base import Reward
+
+    class Brightness(Reward):
+        '''Mean brightness; missing for prompts that are about counts.'''
+
+        def __init__(self, gain: float = 1.0) -> None:
+            self.gain = gain
+
+        def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
+            return [
+                None if prompt.task_type == "numeracy" else self.gain * float(picture.mean()) / 255
+                for picture, prompt in zip(pictures, prompts, strict=True)
+            ]
+
+and these lines in the run config::
+
+    rewards:
+      services:
+        - {name: brightness, target: "my_rewards:Brightness", options: {gain: 2.0}, weight: 0.5}
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from policy.prompts import PromptRecord
+from rewards.config import RewardConfig
+
+
+class Reward(ABC):
+    """A reward model. Made once a replica, in the replica's process, from the config's `options`."""
+
+    @abstractmethod
+    def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
+        """Score each picture (uint8 [H, W, 3], read-only, sizes may differ) for its prompt record.
+
+        The batch holds at most `batch_size` pictures, of one prompt or several; a score must not depend on
+        batch-mates. None means that this reward does not apply. Higher is better, on any scale. Called from one
+        thread at a time. Whatever it raises is retried, then the reward is missing for the whole group.
+        """
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Look at options without loading a model, e.g. that a checkpoint is there. Raises ValueError or OSError."""
+        return
+
+
+class RewardConfigError(ValueError):
+    """A reward that cannot be made as configured; names the service, the key, the module and the class."""
+
+
+class RewardFailure(RuntimeError):
+    """A reward that could not score a group: its `name`, `why`, and after how many `seconds`."""
+
+    def __init__(self, name: str, why: str, seconds: float) -> None:
+        super().__init__(name, why, seconds)
+        self.name, self.why, self.seconds = name, why, seconds
+
+    def __str__(self) -> str:
+        return f"reward {self.name!r} failed after {self.seconds:.1f} s: {self.why}"
+
+
+class InvalidScores(ValueError):
+    """A reward returned something else than one finite number or None for each picture."""
+
+
+def check_reward(config: RewardConfig) -> type[Reward]:
+    """Import the class and look at its options, without making one.
+
+    Raises:
+        RewardConfigError: nothing there to import, not a Reward, or options it does not take.
+    """
+    module_name, class_name = config.target.split(":")
+    where = f"reward {config.name!r}: target: "
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise RewardConfigError(f"{where}cannot import module {module_name!r} ({why})") from error
+    found = vars(module).get(class_name)
+    if found is None:
+        raise RewardConfigError(f"{where}module {module_name!r} has no class {class_name!r}")
+    if not (inspect.isclass(found) and issubclass(found, Reward)) or inspect.isabstract(found):
+        raise RewardConfigError(f"{where}{config.target} is not a rewards.base.Reward with a score method")
+    try:
+        inspect.signature(found).bind(**config.options)
+        found.check(config.options)
+    except (TypeError, ValueError, OSError) as error:
+        raise RewardConfigError(f"reward {config.name!r}: options: {config.target}: {error}") from error
+    return found
+
+
+def load_reward(config: RewardConfig) -> Reward:
+    """Make the reward, with its model.
+
+    Raises:
+        RewardConfigError: see `check_reward`; errors of the class itself come through unchanged.
+    """
+    return check_reward(config)(**config.options)
+
+
+def checked_scores(scores: Sequence[Any], pictures: int) -> list[float | None]:
+    """One finite float or None a picture.
+
+    Raises:
+        InvalidScores: another number of scores, a score that is no number, NaN or infinite.
+    """
+    if len(scores) != pictures:
+        raise InvalidScores(f"returned {len(scores)} scores for {pictures} pictures")
+    return [None if score is None else _finite(score, index) for index, score in enumerate(scores)]
+
+
+def _finite(score: Any, index: int) -> float:
+    try:
+        number = float(score)
+    except (TypeError, ValueError) as error:
+        raise InvalidScores(f"score {index} is {score!r:.60}, not a number") from error
+    if not math.isfinite(number):
+        raise InvalidScores(f"score {index} is {number}")
+    return number

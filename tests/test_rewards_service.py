@@ -1,0 +1,242 @@
+"""Reward services on a real local Ray with Ray Serve; one session for the module, as both are slow to start."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from policy.prompts import PromptRecord
+from rewards.base import Reward, RewardFailure
+from rewards.config import RewardConfig, RewardsConfig
+from rewards.ensemble import EnsembleFailure, GroupScores, score_group
+from rewards.http_body import encode_request
+from rewards.service import RewardServiceError, RewardServices, ServiceClient
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TARGET = f"{__name__}:Scripted"
+
+
+class Scripted(Reward):
+    """Does what the prompt's text says: its first word is the deed."""
+
+    def __init__(self) -> None:
+        self.failed: set[str] = set()
+
+    def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
+        return [self.one(p, r.prompt, len(pictures)) for p, r in zip(pictures, prompts, strict=True)]
+
+    def one(self, picture: np.ndarray, text: str, batch: int) -> float | None:
+        deed, _, rest = text.partition(" ")
+        if deed == "raise":
+            raise ValueError("this one never works")
+        if deed == "flaky" and rest not in self.failed:
+            self.failed.add(rest)
+            raise OSError("works the second time")
+        if deed == "sleep":
+            time.sleep(float(rest))
+        results = {"batch": float(batch), "pid": float(os.getpid()), "nan": float("nan"), "missing": None}
+        results["threads"] = float(os.environ["OMP_NUM_THREADS"])
+        return results.get(deed, float(picture.mean()))
+
+
+class Unloadable(Scripted):
+    def __init__(self) -> None:
+        raise RuntimeError("the checkpoint is torn")
+
+
+def service(name: str, **fields: Any) -> RewardConfig:
+    return RewardConfig.model_validate({"name": name, "target": TARGET, "cpus": 0} | fields)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def config() -> RewardsConfig:
+    services = (
+        service("single", batch_size=16, batch_wait_s=0.3, threads=2),
+        service("twins", replicas=2, batch_size=4, batch_wait_s=0.0, deadline_s=60, weight=0.5),
+        service("hasty", deadline_s=1.0, batch_wait_s=0.0),
+    )
+    return RewardsConfig(services=services, start_deadline_s=120, http=True, http_port=free_port())
+
+
+@pytest.fixture(scope="module")
+def services(config: RewardsConfig) -> Iterator[RewardServices]:
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir="/tmp/ray_rewards",
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
+    )
+    started = RewardServices.start(config, run="test")
+    yield started
+    started.close(stop_serve=True)
+    ray.shutdown()
+
+
+@pytest.fixture
+def single(services: RewardServices) -> ServiceClient:
+    return services.clients[0]
+
+
+@pytest.fixture
+def twins(services: RewardServices) -> ServiceClient:
+    return services.clients[1]
+
+
+@pytest.fixture
+def hasty(services: RewardServices) -> ServiceClient:
+    return services.clients[2]
+
+
+def pictures(count: int, value: int = 7) -> list[np.ndarray]:
+    return [np.full((48, 48, 3), value, dtype=np.uint8)] * count
+
+
+def prompts(text: str, count: int) -> list[PromptRecord]:
+    return [PromptRecord(prompt=text, task_type="object", nouns=("thing",))] * count
+
+
+def ask(client: ServiceClient, text: str, count: int = 2) -> Awaitable[list[float | None]]:
+    return client.score(pictures(count), prompts(text, count))
+
+
+def group(clients: list[ServiceClient], text: str) -> GroupScores:
+    return asyncio.run(score_group(clients, pictures(2), prompts(text, 2)))
+
+
+def run(*calls: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """Results or exceptions of calls made at the same time."""
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(call() for call in calls), return_exceptions=True)
+
+    return asyncio.run(together())
+
+
+def test_scores_come_back_in_order(single: ServiceClient) -> None:
+    mixed = [pictures(1, value)[0] for value in (1, 2, 3)]
+    records = prompts("mean", 2) + prompts("missing", 1)
+    assert asyncio.run(single.score(mixed, records)) == [1.0, 2.0, None]
+
+
+def test_groups_share_batches_and_a_batch_is_never_too_large(single: ServiceClient) -> None:
+    (before,) = asyncio.run(single.stats())
+    answers = run(*[lambda: ask(single, "batch", 8)] * 4, lambda: ask(single, "batch", 40))
+    (after,) = asyncio.run(single.stats())
+    assert all(score == 16.0 for answer in answers[:4] for score in answer)
+    assert (after.calls - before.calls, after.pictures - before.pictures) == (5, 72)
+    assert after.batches - before.batches == 5  # 72 pictures in batches of 16
+
+
+def test_a_bad_group_does_not_fail_its_batch_mates(single: ServiceClient) -> None:
+    good, bad = run(lambda: ask(single, "batch", 3), lambda: ask(single, "raise", 3))
+    assert good == [3.0, 3.0, 3.0]
+    assert isinstance(bad, RewardFailure)
+    assert bad.why == "ValueError: this one never works"
+
+
+def test_a_failed_attempt_is_repeated(single: ServiceClient) -> None:
+    assert run(lambda: ask(single, "flaky once"))[0] == [7.0, 7.0]
+
+
+def test_nan_is_missing_and_not_asked_again(single: ServiceClient, twins: ServiceClient) -> None:
+    (before,) = asyncio.run(single.stats())
+    with pytest.raises(EnsembleFailure, match=r"single: score 0 is nan; twins: score 0 is nan"):
+        group([single, twins], "nan")
+    (after,) = asyncio.run(single.stats())
+    assert after.calls - before.calls == 1
+
+
+def test_a_reward_that_sleeps_is_missing_and_the_others_count(services: RewardServices) -> None:
+    start = time.monotonic()
+    scores = group(list(services.clients), "sleep 3")
+    assert scores.rewards == [{"single": 7.0, "twins": 7.0, "hasty": None}] * 2
+    assert scores.failures == {"hasty": "no scores within its deadline of 1 s"}
+    assert 1.0 <= scores.seconds["hasty"] < 2.0
+    assert time.monotonic() - start < 20
+
+
+def test_a_stuck_replica_is_replaced(hasty: ServiceClient) -> None:
+    assert isinstance(run(lambda: ask(hasty, "sleep 3600"))[0], RewardFailure)
+    end = time.monotonic() + 120
+    while isinstance(run(lambda: ask(hasty, "mean"))[0], RewardFailure):
+        assert time.monotonic() < end, "the stuck replica was not replaced"
+
+
+def test_replicas_share_the_work_and_threads_are_set(single: ServiceClient, twins: ServiceClient) -> None:
+    answers = run(*[lambda: ask(twins, "pid", 4)] * 12)
+    assert len({score for answer in answers for score in answer}) == 2
+    assert len(asyncio.run(twins.stats())) == 2
+    assert run(lambda: ask(single, "threads"))[0] == [2.0, 2.0]
+
+
+def test_a_killed_replica_comes_back(twins: ServiceClient) -> None:
+    async def kill_at_work() -> list[list[float | None]]:
+        calls = [asyncio.create_task(twins.score(pictures(2), prompts("sleep 0.5", 2))) for _ in range(4)]
+        victim = (await ask(twins, "pid"))[0]
+        assert victim is not None
+        os.kill(int(victim), signal.SIGKILL)
+        return await asyncio.gather(*calls)
+
+    assert asyncio.run(kill_at_work()) == [[7.0, 7.0]] * 4
+    end = time.monotonic() + 60
+    while len(asyncio.run(twins.stats())) < 2:
+        assert time.monotonic() < end, "the killed replica was not replaced"
+        time.sleep(0.5)
+
+
+def post(config: RewardsConfig, body: bytes) -> tuple[int, Any]:
+    url = f"http://127.0.0.1:{config.http_port}/rewards/single"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_http_gives_the_same_scores(config: RewardsConfig, services: RewardServices) -> None:
+    records = [*prompts("mean", 1), *prompts("missing", 1)]
+    assert post(config, encode_request(pictures(2), records)) == (200, {"scores": [7.0, None]})
+    assert post(config, encode_request(pictures(1), prompts("raise", 1)))[0] == 500
+    status, answer = post(config, b"not a body")
+    assert (status, "not a safetensors file" in answer["error"]) == (400, True)
+
+
+def test_a_reward_that_does_not_load_is_named(services: RewardServices) -> None:
+    bad = RewardsConfig(services=(service("torn", target=f"{__name__}:Unloadable"),), start_deadline_s=60)
+    with pytest.raises(RewardServiceError, match=r"'torn' did not start: .*the checkpoint is torn"):
+        RewardServices.start(bad, run="bad")
+
+
+def test_a_reward_that_finds_no_room_is_named(services: RewardServices) -> None:
+    large = RewardsConfig(services=(service("large", cpus=999),), start_deadline_s=3)
+    with pytest.raises(RewardServiceError, match=r"not ready within 3 s: 'large'"):
+        RewardServices.start(large, run="large")
+
+
+def test_closing_a_run_leaves_the_others_alone(services: RewardServices, single: ServiceClient) -> None:
+    config = RewardsConfig(services=(service("single"),))
+    other = RewardServices.start(config, run="other")
+    assert group(list(other.clients), "mean").rewards[0] == {"single": 7.0}
+    other.close(stop_serve=True)
+    failure = run(lambda: ask(other.clients[0], "mean"))[0]
+    assert isinstance(failure, RewardFailure)
+    assert run(lambda: ask(single, "mean"))[0] == [7.0, 7.0]
