@@ -1,0 +1,57 @@
+# Needs Python 3.11 or later, git and make; everything else is installed into .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint warm-start requirements clean
+
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
+BIN := .venv/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+
+# A CPU build of torch comes from the wheels that pip is told of, or else from PyTorch's own index.
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+else
+export UV_TORCH_BACKEND := cpu
+endif
+export UV_HTTP_TIMEOUT := 300
+
+help:
+	@echo "make demo        set up, then train the laptop-sized run (about ten minutes on two cores)"
+	@echo "make test        set up, then lint, types, import contracts and all tests"
+	@echo "make setup       install the pinned CPU environment into .venv"
+	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
+	@echo "make requirements  resolve requirements/cpu.txt and requirements/gpu.txt again"
+
+setup: .venv/.installed
+
+.venv/.installed: requirements/cpu.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "bicot needs Python 3.11 or later with venv, as python3 or python3.11"; exit 1; }
+	@echo "Installing the pinned environment into .venv ..."
+	@test -x $(UV) || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }
+	@$(UV) pip install --quiet --python $(BIN)/python -r requirements/cpu.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup
+	@$(BIN)/bicot train deploy/runs/shapes.yaml --fresh folder=runs/demo
+
+test: setup lint
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy policy transport actors learner rewards shapes cluster
+	@$(BIN)/lint-imports
+
+warm-start: setup
+	@$(BIN)/python -m shapes.warm_start --out shapes/checkpoint
+
+COMPILE = $(UV) pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --no-header --no-annotate --quiet
+requirements: setup
+	@$(COMPILE) --extra cpu --output-file requirements/cpu.txt
+	@env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(COMPILE) --extra gpu --output-file requirements/gpu.txt
+
+clean:
+	rm -rf .venv build *.egg-info

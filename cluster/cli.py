@@ -1,0 +1,110 @@
+"""The command line: check, train, generate, report. Errors are one sentence and an exit code that is not 0."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 is success, 1 a failure, 2 a wrong call, 130 a run that was interrupted."""
+    arguments = _parser().parse_args(argv)
+    # Where the working directory is the project (ray job submit, make), rewards and data files are found from it.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    from cluster.config import ConfigError
+    from cluster.errors import RunError
+
+    try:
+        command: int = _COMMANDS[arguments.command](arguments)
+        return command
+    except (ConfigError, RunError) as error:
+        for line in str(error).splitlines():
+            print(f"bicot: {line}", file=sys.stderr)  # noqa: T201 - the command's own output
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bicot", description="Train text-to-image models that think before they draw: BiCoT-GRPO at scale."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def with_config(name: str, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.add_argument("config", help="run config, a YAML file")
+        command.add_argument("overrides", nargs="*", help="dotted overrides, e.g. learner.optimizer.lr=1e-5")
+        return command
+
+    with_config("check", "Resolve a run config, open every path, estimate memory; start nothing.")
+    train = with_config("train", "Train. Interrupt with Ctrl-C; --resume goes on.")
+    how = train.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
+    how.add_argument("--fresh", action="store_true", help="move an earlier run in that folder aside first")
+    report = commands.add_parser("report", help="Write the HTML report of a run folder.")
+    report.add_argument("run", help="run folder")
+    generate = commands.add_parser("generate", help="Draw pictures with a run's policy or a checkpoint.")
+    generate.add_argument("source", help="run folder, or run config whose policy.checkpoint is to draw")
+    generate.add_argument("prompts", nargs="+", help="prompts to draw")
+    generate.add_argument("--out", default="pictures", help="folder for the pictures (default: pictures)")
+    generate.add_argument("--members", type=int, default=1, help="pictures of each prompt (default: 1)")
+    generate.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from cluster.check import check
+    from cluster.config import load_config
+
+    logging.captureWarnings(True)
+    findings = check(load_config(arguments.config, arguments.overrides))
+    for finding in findings:
+        mark = "ok   " if finding.ok else "WRONG"
+        print(f"{mark}  {finding.subject}: {finding.text}")  # noqa: T201 - the command's own output
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from cluster.console import own_console
+    from cluster.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    console = own_console()
+    console.print(f"bicot: [bold]{arguments.config}[/bold], {config.steps} steps into {config.folder}")
+    from cluster.job import run_job
+
+    return run_job(config, console, resume=arguments.resume, fresh=arguments.fresh)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from cluster.report import write_report
+    from cluster.run_folder import RunFolder
+
+    path = write_report(RunFolder(arguments.run))
+    print(path)  # noqa: T201 - the command's own output
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from cluster.console import own_console
+    from cluster.worker import log_to
+
+    out = Path(arguments.out)
+    console = own_console()
+    log_to(out / "generate.log")
+    from cluster.generate import generate
+
+    for drawn in generate(Path(arguments.source), arguments.prompts, out, arguments.members, arguments.seed):
+        console.print(f"{os.path.relpath(drawn.path)}  {drawn.cot}", markup=False, soft_wrap=True)
+    return 0
+
+
+_COMMANDS = {"check": _check, "train": _train, "report": _report, "generate": _generate}

@@ -1,0 +1,201 @@
+"""The run config: one YAML file plus dotted overrides, composed of every room's own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from actors.config import ImageConfig, SemanticConfig
+from learner.config import LearnerConfig
+from policy.config import PolicyConfig
+from rewards.config import RewardsConfig
+from transport.config import BufferConfig, WeightsConfig
+
+
+class ConfigError(ValueError):
+    """A run config that cannot be used; the message names the file and the key."""
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptsConfig(_Config):
+    """Where prompts come from."""
+
+    train: str = Field(description="JSON Lines prompt file to train on.")
+    shuffle: bool = Field(True, description="Shuffle every epoch by the run's seed; false keeps the file's order.")
+
+
+class RolloutConfig(_Config):
+    """How many trajectories a step takes, and how far rollout may run ahead of learning."""
+
+    group_size: int = Field(8, ge=2, description="Members of a group: rollouts of one prompt (G).")
+    groups_per_step: int = Field(16, ge=1, description="Groups, so prompts, in one training step.")
+    staleness: int = Field(
+        0, ge=0, description="Weight versions that a trajectory may lag behind; 0 is strictly on-policy (the paper)."
+    )
+    retries: int = Field(2, ge=0, description="Further tries of a group whose stage failed, before the run ends.")
+
+
+class HeldOutConfig(_Config):
+    """Held-out prompts, scored by one of the reward services (give it weight 0 to keep it out of training)."""
+
+    metric: str = Field(description="Name of the reward service whose mean is the held-out score.")
+    dev: str | None = Field(None, description="Prompt file scored every `every` steps, to tune on.")
+    test: str | None = Field(None, description="Prompt file scored before the first and after the last step.")
+    every: int = Field(50, ge=1, description="Steps between two dev scores.")
+    dev_members: int = Field(1, ge=1, description="Pictures of each dev prompt.")
+    test_members: int = Field(1, ge=1, description="Pictures of each test prompt.")
+    samples: int = Field(12, ge=0, description="Held-out pictures kept at each scoring, for the report's grid.")
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.dev is None and self.test is None:
+            raise ValueError("give dev or test, or leave held_out out")
+        return self
+
+
+class RayConfig(_Config):
+    """The Ray cluster the run lives on."""
+
+    address: str | None = Field(
+        None, description="Address of a running cluster, or 'auto'; without it a job joins its cluster, and a plain "
+        "process starts a local one."
+    )  # fmt: skip
+    cpus: int | None = Field(None, ge=1, description="CPUs of a local cluster; all of the machine's by default.")
+    object_store_mb: int = Field(512, ge=80, description="Object store of a local cluster, in MiB.")
+    start_deadline_s: float = Field(300.0, gt=0, description="Seconds within which every pool must be up.")
+    restarts: int = Field(3, ge=0, description="Dead or stuck actors that a pool replaces before the run ends.")
+
+
+class CheckpointConfig(_Config):
+    """When the run is saved."""
+
+    every: int = Field(50, ge=1, description="Steps between two checkpoints; the last step always writes one.")
+
+
+class MetricsConfig(_Config):
+    """What the run shows of itself."""
+
+    host: str = Field("127.0.0.1", description="Interface of the /metrics page; nothing beyond loopback by default.")
+    port: int | None = Field(
+        0, ge=0, le=65535, description="Port of the /metrics page; 0 picks one, null serves none."
+    )
+    tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
+
+
+class RunConfig(_Config):
+    """Everything a run is made of."""
+
+    folder: str = Field(description="The run's folder: config, logs, metrics, checkpoints, samples, report.")
+    seed: int = Field(0, ge=0, description="Seed of prompt order, sampling and initialisation.")
+    steps: int = Field(ge=1, description="Training steps.")
+    policy: PolicyConfig
+    prompts: PromptsConfig
+    rollout: RolloutConfig = RolloutConfig()
+    semantic: SemanticConfig = SemanticConfig()
+    image: ImageConfig = ImageConfig()
+    rewards: RewardsConfig
+    learner: LearnerConfig = LearnerConfig()
+    buffer: BufferConfig = BufferConfig()
+    weights: WeightsConfig = WeightsConfig()
+    held_out: HeldOutConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    ray: RayConfig = RayConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [service.name for service in self.rewards.services]
+        if self.held_out and self.held_out.metric not in names:
+            raise ValueError(f"held_out.metric: {self.held_out.metric!r} is none of the reward services {names}")
+        ahead = self.rollout.groups_per_step * (self.rollout.staleness + 1)
+        if self.buffer.capacity < ahead:
+            raise ValueError(
+                f"buffer.capacity: {self.buffer.capacity} groups cannot hold the {ahead} that "
+                "rollout.groups_per_step x (rollout.staleness + 1) lets in"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a run config and apply overrides such as `learner.optimizer.lr=1e-5`.
+
+    Raises:
+        ConfigError: the file cannot be read, an override is malformed, or a key is unknown or out of bounds.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such run config") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a run config is a mapping of keys, this holds {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(_sentence(item) for item in error.errors()[:5])}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, every default written out; `load_config` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write key.subkey=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"override {override!r}: {'.'.join(parents)} is a value and has no keys")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ConfigError(f"override {override!r}: {part!r} is no index of a list of {len(node)}")
+        return node[int(part)]
+    if isinstance(node, dict):
+        return node[part]
+    raise ConfigError(f"override {override!r}: {part!r} cannot be looked up in a value")
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-5 as text; a person means the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _sentence(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    text = item["msg"].removeprefix("Value error, ")
+    return f"{key}: {text}" if key else text

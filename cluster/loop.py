@@ -1,0 +1,144 @@
+"""The training loop: admit, roll out, learn, publish. The whole system on one screen; its parts are in `Parts`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cluster.config import RunConfig
+from cluster.errors import StageError
+from cluster.prompt_order import PromptOrder, Visit
+from cluster.rollout import Rollout
+from cluster.step_row import step_row
+from transport.buffer import BufferTimeout, BufferUnavailable, TrajectoryBuffer
+from transport.trajectory import TrajectoryGroup
+
+logger = logging.getLogger(__name__)
+
+
+class Learners(Protocol):
+    """The learner ranks, as the loop sees them."""
+
+    async def train(self, groups: int) -> dict[str, float]:
+        """Claim that many groups from the buffer, take one step on them, acknowledge them; return statistics."""
+
+    async def publish(self, version: int) -> float:
+        """Hand the weights to every actor as `version`; seconds that it took."""
+
+    async def save(self, step: int, admitted: int) -> None:
+        """Checkpoint weights, optimizer, random state and the position in prompt order and buffer together."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run is. Version, steps done and trained groups are one number: the policy changes once a step."""
+
+    step: int = 0
+    admitted: int = 0
+    training: bool = False
+    stop: bool = False
+
+    def resume_at(self, step: int, groups_per_step: int) -> int:
+        """Go back to where `step` steps were done; what was in flight then is admitted again. Returns `step`."""
+        self.step, self.admitted = step, step * groups_per_step
+        return step
+
+
+@dataclass(slots=True)
+class TrainingLoop:
+    """Trains until `config.steps`, or until `progress.stop` is set; then the step under way is the last.
+
+    `after_step` gets each step's row of statistics.
+    """
+
+    config: RunConfig
+    order: PromptOrder
+    rollout: Rollout
+    buffer: TrajectoryBuffer
+    learners: Learners
+    after_step: Callable[[int, dict[str, float]], Awaitable[None]]
+    progress: Progress
+    _appended: dict[int, asyncio.Event] = field(default_factory=dict)
+    _groups: dict[int, TrajectoryGroup] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """
+        Raises:
+            StageError: a stage failed for good, or missed its deadline; names it.
+        """
+        config, progress, size = self.config, self.progress, self.config.rollout.groups_per_step
+        progress.training = True
+        try:
+            async with asyncio.TaskGroup() as rollouts:
+                while progress.step < config.steps and not progress.stop:
+                    began = time.monotonic()
+                    self.admit(rollouts)
+                    batch = range(progress.step * size, (progress.step + 1) * size)
+                    await asyncio.gather(*(self._appended[index].wait() for index in batch))
+                    waited = time.monotonic() - began
+                    learned = await self.learners.train(size)
+                    progress.step += 1
+                    learned["seconds/publish"] = await self.learners.publish(progress.step)
+                    groups = [self._groups.pop(index) for index in batch]
+                    for index in batch:
+                        del self._appended[index]
+                    row = step_row(progress.step, groups, learned, waited, time.monotonic() - began)
+                    await self.after_step(progress.step, row)
+                    if self._is_checkpoint(progress):
+                        await self.learners.save(progress.step, progress.admitted)
+                if progress.stop:
+                    raise _Stopped
+        except BaseExceptionGroup as group:
+            cause = _first(group)
+            if not isinstance(cause, _Stopped):
+                raise cause from group
+            logger.info("stopped on request after step %d", progress.step)
+        finally:
+            progress.training = False
+
+    def _is_checkpoint(self, progress: Progress) -> bool:
+        last = progress.stop or progress.step == self.config.steps
+        return last or progress.step % self.config.checkpoint.every == 0
+
+    def admit(self, rollouts: asyncio.TaskGroup) -> None:
+        """Start every group that will be trained at most `staleness` versions from now.
+
+        Groups train in the order of their index, `groups_per_step` a step, so group i trains at version
+        i // groups_per_step; admitting no further than that bounds the staleness of every segment.
+        """
+        size, config = self.config.rollout.groups_per_step, self.config
+        limit = min(self.progress.step + 1 + config.rollout.staleness, config.steps) * size
+        while self.progress.admitted < limit:
+            index = self.progress.admitted
+            self._appended[index] = asyncio.Event()
+            rollouts.create_task(self._roll_out(self.order[index]), name=f"group {index}")
+            self.progress.admitted += 1
+
+    async def _roll_out(self, visit: Visit) -> None:
+        """Roll a group out and append it behind its predecessor, so that the buffer holds groups in order."""
+        group = await self.rollout.group(visit)
+        before = self._appended.get(visit.index - 1)
+        if before:
+            await before.wait()
+        start, deadline = time.monotonic(), self.config.buffer.deadline_s
+        try:
+            await asyncio.to_thread(self.buffer.append, group, deadline)
+        except (BufferTimeout, BufferUnavailable) as error:
+            raise StageError("buffer", f"group {group.id}", time.monotonic() - start, str(error)) from error
+        self._groups[visit.index] = group
+        self._appended[visit.index].set()
+
+
+class _Stopped(Exception):
+    """Someone asked the run to stop; in-flight groups are given up, and drawn again after a resume."""
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,105 @@
+"""One visit to one prompt, from prompt to scored trajectory group: CoT, picture, rewards."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.requests import ImageOutput, ImageRequest, SemanticOutput, SemanticRequest
+from cluster.errors import StageError
+from cluster.pool import Pool
+from cluster.prompt_order import Visit
+from cluster.telemetry import Telemetry
+from policy.pictures import to_png
+from policy.prompts import PromptRecord
+from policy.seeds import member_seed
+from rewards.ensemble import EnsembleFailure, RewardClient, score_group
+from transport.trajectory import Member, TrajectoryGroup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """The three stages of a rollout; groups pass through them side by side.
+
+    `semantic` is None for runs that draw from the prompt alone.
+    """
+
+    semantic: Pool | None
+    image: Pool
+    rewards: Sequence[RewardClient]
+    telemetry: Telemetry
+    seed: int
+    group_size: int
+    retries: int
+
+    async def group(self, visit: Visit) -> TrajectoryGroup:
+        """Roll out one visit to a prompt.
+
+        Raises:
+            StageError: a stage failed `retries` + 1 times.
+        """
+        seeds = [member_seed(self.seed, visit.prompt.id, visit.visit, number) for number in range(self.group_size)]
+        for attempt in range(self.retries + 1):
+            try:
+                members = await self.members(visit.prompt, seeds, visit.group_id)
+                return TrajectoryGroup(visit.group_id, visit.index, visit.visit, visit.prompt, members)
+            except StageError as error:
+                if attempt == self.retries:
+                    raise
+                logger.warning("group %s, try %d: %s\n%s", visit.group_id, attempt + 1, error, error.log_tail)
+                self.telemetry.count("group_retries")
+        raise AssertionError("unreachable")
+
+    async def members(
+        self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool = False
+    ) -> tuple[Member, ...]:
+        """Roll out one member a seed, score them together, and keep their pictures as PNG if asked to."""
+        cots = await self._write(prompt, seeds, work)
+        images = await self._draw(prompt, cots, seeds, work)
+        scores = await self._score(prompt, images, work)
+        return tuple(
+            Member(
+                seed=seed,
+                semantic=cot.segment if cot else None,
+                image=image.segment,
+                cot=cot.cot if cot else "",
+                rewards=rewards,
+                png=to_png(image.picture) if keep_pictures else None,
+            )
+            for seed, cot, image, rewards in zip(seeds, cots, images, scores, strict=True)
+        )
+
+    async def _write(self, prompt: PromptRecord, seeds: Sequence[int], work: str) -> list[SemanticOutput | None]:
+        if self.semantic is None:
+            return [None] * len(seeds)
+        requests = [SemanticRequest(prompt.prompt, seed) for seed in seeds]
+        with self.telemetry.stage("semantic"):
+            cots: list[SemanticOutput | None] = await self.semantic.call("generate", requests, work=f"group {work}")
+        return cots
+
+    async def _draw(
+        self, prompt: PromptRecord, cots: Sequence[SemanticOutput | None], seeds: Sequence[int], work: str
+    ) -> list[ImageOutput]:
+        texts = [cot.cot if cot else "" for cot in cots]
+        requests = [ImageRequest(prompt.prompt, text, seed) for text, seed in zip(texts, seeds, strict=True)]
+        with self.telemetry.stage("image"):
+            images: list[ImageOutput] = await self.image.call("sample", requests, work=f"group {work}")
+        self.telemetry.count("pictures", len(images))
+        return images
+
+    async def _score(
+        self, prompt: PromptRecord, images: Sequence[ImageOutput], work: str
+    ) -> list[dict[str, float | None]]:
+        start = time.monotonic()
+        try:
+            with self.telemetry.stage("rewards"):
+                scored = await score_group(self.rewards, [one.picture for one in images], [prompt] * len(images))
+        except EnsembleFailure as error:
+            raise StageError("rewards", f"group {work}", time.monotonic() - start, str(error)) from error
+        for name in scored.failures:
+            self.telemetry.count("reward_failures", reward=name)
+        return scored.rewards

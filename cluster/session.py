@@ -1,0 +1,122 @@
+"""The Ray cluster a run lives on: joined, or started for the run on this machine, with token authentication."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import Self
+
+import ray
+
+from cluster.config import RunConfig
+from cluster.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """CPU cores and GPUs, as Ray counts them."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+def needed(config: RunConfig) -> dict[str, Resources]:
+    """What each pool of a run reserves, all its replicas together."""
+    pools = {"image": config.image, **({"semantic": config.semantic} if config.semantic.enabled else {})}
+    table = {name: Resources(pool.replicas * pool.cpus, pool.replicas * pool.gpus) for name, pool in pools.items()}
+    learner = config.learner
+    table["learner"] = Resources(learner.ranks * learner.cpus, learner.ranks * learner.gpus)
+    for service in config.rewards.services:
+        table[f"reward {service.name}"] = Resources(service.replicas * service.cpus, service.replicas * service.gpus)
+    return table
+
+
+def check_fits(config: RunConfig, cluster: Resources) -> None:
+    """Refuse pools that are larger than the cluster.
+
+    Raises:
+        RunError: names both sums and the largest pool.
+    """
+    table = needed(config)
+    for kind in ("cpus", "gpus"):
+        total = sum(getattr(pool, kind) for pool in table.values())
+        if total > getattr(cluster, kind) + 1e-6:
+            largest = max(table, key=lambda name: getattr(table[name], kind))
+            raise RunError(
+                f"the pools ask for {total:g} {kind.upper()[:-1]}s together and the cluster has "
+                f"{getattr(cluster, kind):g}; the largest is {largest} with {getattr(table[largest], kind):g}: "
+                "lower its replicas or its share, or use a larger cluster"
+            )
+
+
+def local_resources(config: RunConfig) -> Resources | None:
+    """What a local cluster of this run would have; None when the run joins one that runs already."""
+    if _address(config) is not None:
+        return None
+    gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])  # noqa: PTH208
+    return Resources(config.ray.cpus or os.cpu_count() or 1, gpus)
+
+
+class RaySession:
+    """A connection to Ray that ends what it began, and nothing else."""
+
+    def __init__(self, temporary: str | None) -> None:
+        self._temporary = temporary
+
+    @classmethod
+    def start(cls, config: RunConfig) -> Self:
+        """Join the cluster, or start one, and check that the pools fit.
+
+        Raises:
+            RunError: no cluster at the address, or the pools are larger than the cluster.
+        """
+        address = _address(config)
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        temporary = None if address else tempfile.mkdtemp(prefix="bicot-")
+        if temporary:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        try:
+            ray.init(
+                address or "local",
+                num_cpus=config.ray.cpus if temporary else None,
+                object_store_memory=config.ray.object_store_mb << 20 if temporary else None,
+                include_dashboard=False if temporary else None,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=temporary,
+            )
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise RunError(
+                f"ray.address: no Ray cluster could be reached at {address or 'local'}: {error}"
+            ) from error
+        session = cls(temporary)
+        try:
+            total = ray.cluster_resources()
+            check_fits(config, Resources(total.get("CPU", 0.0), total.get("GPU", 0.0)))
+        except RunError:
+            session.close()
+            raise
+        logger.info("Ray: %s, %s", ray.get_runtime_context().gcs_address, total)
+        return session
+
+    def close(self) -> None:
+        """Disconnect; stop the cluster if this session started it."""
+        ray.shutdown()
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _address(config: RunConfig) -> str | None:
+    # `ray job submit` tells the driver its cluster through RAY_ADDRESS.
+    return config.ray.address or os.environ.get("RAY_ADDRESS")

@@ -1,0 +1,209 @@
+"""The running system: every part of a run, started side by side and closed in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Self
+
+from cluster.config import RunConfig
+from cluster.console import RunDisplay
+from cluster.errors import RunError
+from cluster.held_out import HeldOut, HeldOutScores
+from cluster.learner_ranks import LearnerRanks
+from cluster.loop import Progress, TrainingLoop
+from cluster.pool import Pool, PoolSpec, Replica
+from cluster.prompt_order import PromptOrder
+from cluster.rollout import Rollout
+from cluster.run_folder import RunFolder
+from cluster.session import RaySession
+from cluster.telemetry import Telemetry
+from policy.prompts import load_prompts
+from rewards.service import RewardServiceError, RewardServices
+from transport.buffer import TrajectoryBuffer
+from transport.errors import TransportError
+from transport.redis_server import start_server
+from transport.weights.channel import Published
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class System:
+    """Every part of a run, up and at the same weights. `position` is the step that the weights have reached."""
+
+    config: RunConfig
+    folder: RunFolder
+    telemetry: Telemetry
+    buffer: TrajectoryBuffer
+    pools: dict[str, Pool]
+    ranks: LearnerRanks
+    rollout: Rollout
+    order: PromptOrder
+    splits: dict[str, HeldOut]
+    newest: _Newest
+    position: int = 0
+
+    @classmethod
+    async def start(
+        cls, config: RunConfig, folder: RunFolder, display: RunDisplay, stack: contextlib.AsyncExitStack, resume: bool
+    ) -> Self:
+        """Start every part; `stack` closes them, the last one first.
+
+        Raises:
+            RunError: a part could not start, or the pools do not fit the cluster.
+        """
+        telemetry = Telemetry(folder, config.metrics)
+        stack.callback(telemetry.close)
+        display.phase("starting Redis and Ray")
+        name = run_name(folder)
+        url = config.buffer.url or _own_redis(folder, stack)
+        buffer = TrajectoryBuffer(url, name, config.buffer.capacity, reconnect_s=config.buffer.reconnect_s)
+        stack.callback(buffer.close)
+        stack.callback(RaySession.start(config).close)
+
+        display.phase("starting the pools: vLLM, image sampler, rewards, learner")
+        ranks = LearnerRanks(config, folder, url, name)
+        stack.callback(ranks.close)
+        newest = _Newest()
+        pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, newest.welcome) for spec in _specs(config)}
+        for pool in pools.values():
+            stack.callback(pool.close)
+        services, *_ = await asyncio.gather(
+            _reward_services(config, folder, name, stack),
+            ranks.start(config.ray.start_deadline_s),
+            *(pool.start(config.ray.start_deadline_s) for pool in pools.values()),
+        )
+        rollout = Rollout(
+            semantic=pools.get("semantic"),
+            image=pools["image"],
+            rewards=services.clients,
+            telemetry=telemetry,
+            seed=config.seed,
+            group_size=config.rollout.group_size,
+            retries=config.rollout.retries,
+        )
+        order = PromptOrder(load_prompts(config.prompts.train), config.seed, config.prompts.shuffle)
+        system = cls(config, folder, telemetry, buffer, pools, ranks, rollout, order, _splits(config), newest)
+        if resume:
+            await system._restore()
+        await system.publish(system.position)
+        return system
+
+    async def run(self, progress: Progress, after_step: Callable[[int, dict[str, float]], Awaitable[None]]) -> None:
+        """Run the training loop from the system's position on."""
+        await TrainingLoop(self.config, self.order, self.rollout, self.buffer, self, after_step, progress).run()
+
+    async def train(self, groups: int) -> dict[str, float]:
+        """One step of the learner on the buffer's next groups."""
+        return await self.ranks.train(groups)
+
+    async def publish(self, version: int) -> float:
+        """Hand the learner's weights to every actor as `version`; the seconds that it took."""
+        start = time.monotonic()
+        self.newest.published = await self.ranks.publish(version)
+        work = f"weights {version}"
+        for pool in self.pools.values():
+            self.telemetry.tell_pool(pool)
+        await asyncio.gather(
+            *(pool.everywhere("apply_weights", self.newest.published, work=work) for pool in self.pools.values())
+        )
+        return time.monotonic() - start
+
+    async def save(self, step: int, admitted: int) -> None:
+        """Checkpoint the learner with the position in prompt order and buffer."""
+        await self.ranks.save(step, {"step": step, "admitted": admitted, "seed": self.config.seed})
+
+    async def score(self, split: str, step: int) -> HeldOutScores:
+        """Score a split of held-out prompts at the present weights, and record it."""
+        scores = await self.splits[split].score(self.rollout, step, self.folder)
+        self.telemetry.held_out(step, split, scores.by_family)
+        return scores
+
+    async def _restore(self) -> None:
+        """Go back to the newest checkpoint, with all that came after it undone; to the start where there is none."""
+        state = await self.ranks.restore()
+        self.position = int(state["step"]) if state else 0
+        trained = self.position * self.config.rollout.groups_per_step
+        done = self.buffer.reconcile(
+            trained=[self.order[index].group_id for index in range(trained)],
+            in_flight=[],
+            weight_version=self.position,
+        )
+        logger.info("resumed at step %d; %d groups of the buffer are drawn again", self.position, len(done.dropped))
+        self.folder.rewind(self.position)
+
+
+@dataclass(slots=True)
+class _Newest:
+    """The newest published weights, which a replica needs before it takes work; none while the run starts."""
+
+    published: Published | None = None
+
+    async def welcome(self, pool: Pool, replica: Replica) -> None:
+        if self.published:
+            await pool.tell(replica, "apply_weights", self.published, work=f"weights {self.published.version}")
+
+
+def run_name(folder: RunFolder) -> str:
+    """Names the run's keys in Redis and its services in Ray: the folder's name, told apart by its path."""
+    plain = re.sub(r"[^A-Za-z0-9]", "-", folder.path.name)
+    return f"{plain}-{blake2b(str(folder.path).encode(), digest_size=4).hexdigest()}"
+
+
+def _own_redis(folder: RunFolder, stack: contextlib.AsyncExitStack) -> str:
+    try:
+        server = start_server(folder.redis)
+    except TransportError as error:
+        raise RunError(f"the run's own Redis did not start: {error}") from error
+    stack.callback(server.close)
+    return server.url
+
+
+def _specs(config: RunConfig) -> list[PoolSpec]:
+    """The rollout pools that a run has."""
+    semantic, image = config.semantic, config.image
+    specs = [
+        PoolSpec(
+            "image", "actors.image_actor:ImageActor", {"policy": config.policy, "image": image},
+            image.replicas, image.cpus, image.gpus, image.threads, image.deadline_s,
+        )
+    ]  # fmt: skip
+    if semantic.enabled:
+        specs.append(
+            PoolSpec(
+                "semantic", "actors.semantic_actor:SemanticActor", {"policy": config.policy, "semantic": semantic},
+                semantic.replicas, semantic.cpus, semantic.gpus, semantic.threads, semantic.deadline_s,
+            )
+        )  # fmt: skip
+    return specs
+
+
+async def _reward_services(
+    config: RunConfig, folder: RunFolder, name: str, stack: contextlib.AsyncExitStack
+) -> RewardServices:
+    try:
+        services = await asyncio.to_thread(RewardServices.start, config.rewards, name, folder.logs / "rewards")
+    except RewardServiceError as error:
+        raise RunError(str(error)) from error
+    stack.callback(services.close)
+    return services
+
+
+def _splits(config: RunConfig) -> dict[str, HeldOut]:
+    held_out = config.held_out
+    if held_out is None:
+        return {}
+    splits = {"dev": (held_out.dev, held_out.dev_members), "test": (held_out.test, held_out.test_members)}
+    together = 2 * config.rollout.groups_per_step
+    return {
+        split: HeldOut(split, load_prompts(path), members, held_out.metric, held_out.samples, together)
+        for split, (path, members) in splits.items()
+        if path
+    }

@@ -1,0 +1,215 @@
+"""Whole runs, every part real, cut down to a few steps of the shapes world."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.run_folder import RunFolder, read_json_lines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "steps=3", "rollout.group_size=4", "rollout.groups_per_step=2", "held_out=null", "buffer.capacity=16",
+    "checkpoint.every=1", "learner.optimizer.lr=1e-3",
+]  # fmt: skip
+
+
+class Run:
+    """A `bicot train` process in a folder of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.folder = RunFolder(folder)
+        self.output = folder.with_suffix(".out")
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **(env or {})}
+        environment.pop("RAY_ADDRESS", None)
+        command = [sys.executable, "-m", "cluster", "train", "deploy/runs/shapes.yaml", f"folder={folder}", *SMALL]
+        with self.output.open("a") as out:
+            self.process = subprocess.Popen(
+                [*command, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def finish(self, deadline_s: float = 240) -> int:
+        """The exit code; the run must end by itself."""
+        try:
+            return self.process.wait(deadline_s)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """kill -9 of every process of the run."""
+        for pid in descendants(self.process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(30)
+
+    def wait_for(self, step: int, deadline_s: float = 180) -> None:
+        """Until that step's row is in the run's metrics."""
+        end = time.monotonic() + deadline_s
+        while not any(row["step"] >= step for row in self.rows()):
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.05)
+
+    def pid_of(self, log: str) -> int:
+        """The process that keeps that log."""
+        match = re.search(r"process (\d+) starts", (self.folder.logs / log).read_text())
+        assert match
+        return int(match.group(1))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_json_lines(self.folder.metrics)
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return found
+    for child in children:
+        found += descendants(int(child))
+    # Ray's raylet is a session of its own but still a child; workers are the raylet's children.
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def final_weights(run: Run) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(run.folder.policy.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A strictly on-policy run that nobody disturbed, with held-out scores."""
+    run = Run(tmp_path_factory.mktemp("run") / "calm", "rollout.staleness=0")
+    assert run.finish() == 0, run.text()
+    return run
+
+
+def test_one_policy_on_every_step(undisturbed: Run) -> None:
+    """On-policy, the learner's log-probs equal the actors': on step 1, and after each weight sync."""
+    rows = undisturbed.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["staleness/image"] == row["staleness/semantic"] == 0
+        assert row["image/gap_max"] < 1e-4 and row["semantic/gap_max"] < 1e-3
+        assert row["grad_norm"] > 0
+    assert rows[2]["kl"] > 1e-6  # the policy did move between the syncs
+
+
+def test_what_a_run_leaves_behind(undisturbed: Run) -> None:
+    summary = json.loads(undisturbed.folder.summary.read_text())
+    assert summary["steps"] == 3 and summary["status"] == "finished" and summary["pictures_per_s"] > 0
+    assert set(summary["rewards"]) == {"detector", "attributes", "tidiness", "strict"}
+    logs = {path.name for path in undisturbed.folder.logs.iterdir()}
+    assert {"driver.log", "image-0.log", "semantic-0.log", "learner-0.log"} <= logs
+    html = undisturbed.folder.report.read_text()
+    assert "<svg" in html and "http://" not in html.split("<pre>")[0] and "https://" not in html
+    assert list(undisturbed.folder.tensorboard.glob("events*"))
+
+
+def test_the_console_is_clean(undisturbed: Run) -> None:
+    text = undisturbed.text()
+    for word in ("Warning", "WARNING", "Traceback", "deprecated", "INFO"):
+        assert word not in text, text
+
+
+def test_the_run_ends_what_it_started(undisturbed: Run) -> None:
+    for log in ("image-0.log", "semantic-0.log", "learner-0.log"):
+        assert not alive(undisturbed.pid_of(log))
+
+
+def test_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_path: Path) -> None:
+    """kill -9 of everything in the middle, then --resume: the weights of the undisturbed run."""
+    run = Run(tmp_path / "killed", "rollout.staleness=0")
+    run.wait_for(1)
+    run.kill()
+    resumed = Run(tmp_path / "killed", "rollout.staleness=0", "--resume")
+    assert resumed.finish() == 0, resumed.text()
+    assert [row["step"] for row in resumed.rows()] == [1, 2, 3]
+    expected, found = final_weights(undisturbed), final_weights(resumed)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(tensor, found[name], rtol=0, atol=1e-6), name
+
+
+def test_staleness_is_bounded_and_a_dead_actor_is_replaced(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "rollout.staleness=1", "steps=6")
+    run.wait_for(2)
+    os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
+    assert run.finish() == 0, run.text()
+    rows = run.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert max(row["staleness/image"] for row in rows) <= 1 and max(row["staleness/semantic"] for row in rows) <= 1
+    assert max(row["staleness/semantic"] for row in rows) > 0
+    assert "image-0 died" in (run.folder.logs / "driver.log").read_text()
+
+
+def test_stopped_by_ctrl_c_and_resumed(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "steps=40", "checkpoint.every=1000")
+    run.wait_for(2)
+    processes = [run.pid_of(log) for log in ("image-0.log", "semantic-0.log", "learner-0.log")]
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish(120) == 130, run.text()
+    assert "--resume" in run.text() and not any(alive(pid) for pid in processes)
+    done = len(run.rows())
+    resumed = Run(tmp_path / "run", f"steps={done + 1}", "checkpoint.every=1000", "--resume")
+    assert resumed.finish() == 0, resumed.text()
+    assert [row["step"] for row in resumed.rows()] == list(range(1, done + 2))
+
+
+def test_redis_that_stops_ends_the_run_by_name(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "steps=200", "checkpoint.every=1000", "buffer.reconnect_s=3")
+    run.wait_for(1)
+    began = time.monotonic()
+    redis = next(pid for pid in descendants(run.process.pid) if "redis" in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(redis, signal.SIGKILL)
+    assert run.finish(90) == 1, run.text()
+    assert time.monotonic() - began < 60
+    assert "buffer" in run.text() and "Traceback" not in run.text()
+
+
+def test_a_dead_learner_ends_the_run_by_name(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "steps=200", "checkpoint.every=1000")
+    run.wait_for(1)
+    os.kill(run.pid_of("learner-0.log"), signal.SIGKILL)
+    assert run.finish(90) == 1, run.text()
+    assert "learner-0 died" in run.text() and "Traceback" not in run.text()
+
+
+def test_a_reward_that_sleeps_is_missing_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path / "run", "steps=2", "rewards.services.1.target=sleepy_reward:Sleepy",
+        "rewards.services.1.deadline_s=1", "rewards.services.1.retries=0",
+    )  # fmt: skip
+    assert run.finish() == 0, run.text()
+    for row in run.rows():
+        assert row["reward_missing/attributes"] == 8 and "reward/attributes" not in row
+        assert row["reward_missing/detector"] == 0 and row["grad_norm"] > 0
