@@ -46,9 +46,7 @@ class InProcess(WeightReceiver):
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1"
-    )
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1")
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
@@ -94,7 +92,7 @@ def apply(llm: LLM, tensors: dict[str, torch.Tensor], version: int) -> int:
 
 
 def worst_difference(llm: LLM, model: LlamaForCausalLM) -> float:
-    """Largest |difference| of log-probs between vLLM and transformers over a prompt and what vLLM samples after it."""
+    """Largest |difference| of log-probs between vLLM and transformers, over a prompt and its sample."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=1.0, max_tokens=16, logprobs=0, prompt_logprobs=0, seed=3, ignore_eos=True)
@@ -142,3 +140,10 @@ def test_a_transfer_that_fails_changes_nothing(llm: LLM) -> None:
         apply_to_vllm(llm, published, deadline_s=5.0, receiver=Breaks(janus_state(policy(6))))
     assert worst_difference(llm, model) < 1e-5
     assert llm.get_weight_version() == "5"
+
+
+def test_weights_of_another_shape_are_refused(llm: LLM) -> None:  # the last test: it breaks the engine
+    tensors = janus_state(policy(7))
+    tensors["model.language_model.layers.0.mlp.down_proj.weight"] = torch.zeros(3, 3)
+    with pytest.raises(WeightTransferError, match="weights 7: vLLM could not load them"):
+        apply(llm, tensors, 7)

@@ -158,7 +158,11 @@ def test_bytes_that_are_no_group_are_named(data: bytes, message: str) -> None:
 
 def test_a_header_must_agree_with_the_arrays() -> None:
     head, payload = opened(PACKED)
-    for key, value, message in (("prompt", 2**62, "ids holds"), ("prompt", -1, "greater"), ("tokens", 7, "ids holds")):
+    for key, value, message in (
+        ("prompt", 2**62, "ids holds"),
+        ("prompt", -1, "greater"),
+        ("tokens", 7, "ids holds"),
+    ):
         changed = json.loads(json.dumps(head))
         changed["members"][0]["image"][key] = value
         with pytest.raises(WireError, match=message):

@@ -16,7 +16,7 @@ class BufferConfig(_Config):
 
     url: str | None = Field(
         None,
-        description="redis://[user:password@]host:port/db, or rediss:// for TLS; without it the run starts its own Redis",
+        description="redis://[user:password@]host:port/db, rediss:// for TLS; without it the run starts a Redis",
     )
     capacity: int = Field(
         256, ge=1, description="groups in the buffer, claimed ones included; must hold a step's groups; more wait"
@@ -28,7 +28,7 @@ class BufferConfig(_Config):
         10.0, gt=0, description="seconds that a call keeps trying while Redis does not answer, before it fails"
     )
     reclaim_after_s: float = Field(
-        900.0, gt=0, description="seconds after which a claimed group comes back; must exceed the longest training step"
+        900.0, gt=0, description="seconds after which a claimed group comes back; longer than any training step"
     )
 
 

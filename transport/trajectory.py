@@ -67,6 +67,4 @@ class TrajectoryGroup:
     @property
     def tokens(self) -> int:
         """Completion tokens of all members, both segments."""
-        return sum(
-            len(m.image.token_ids) + (len(m.semantic.token_ids) if m.semantic else 0) for m in self.members
-        )
+        return sum(len(m.image.token_ids) + (len(m.semantic.token_ids) if m.semantic else 0) for m in self.members)

@@ -90,10 +90,9 @@ def pack(group: TrajectoryGroup) -> bytes:
         if member.png is not None:
             pictures.append(member.png)
         members.append(_member_header(member))
+    fields = {"id": group.id, "index": group.index, "visit": group.visit, "prompt": group.prompt}
     try:
-        header = _Header.model_validate(
-            {"id": group.id, "index": group.index, "visit": group.visit, "prompt": group.prompt, "members": tuple(members)}
-        )
+        header = _Header.model_validate(fields | {"members": tuple(members)})
         head = header.model_dump_json(exclude_defaults=True).encode()
     except ValidationError as error:
         raise WireError(f"group {group.id!r}: {_first(error)}") from error
@@ -189,7 +188,7 @@ def _arrays(payload: bytes) -> dict[str, torch.Tensor]:
         raise WireError(f"payload: arrays {sorted(found)}, expected {sorted(_DTYPES)}")
     for name, array in found.items():
         if array.dtype != _DTYPES[name] or array.dim() != 1:
-            raise WireError(f"payload: {name} is {array.dtype} {list(array.shape)}, expected {_DTYPES[name]} [elements]")
+            raise WireError(f"payload: {name} is {array.dtype} {list(array.shape)}, expected {_DTYPES[name]} [n]")
     return found
 
 

@@ -53,10 +53,12 @@ class Published:
 
     @property
     def version(self) -> int:
+        """Number of the weight version; rises by publication."""
         return self.manifest.version
 
     @property
     def bytes(self) -> int:
+        """Bytes that travel to each receiver."""
         return sum(self.manifest.bucket_bytes)
 
     @property

@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 
 from transport.errors import WeightTransferError
-from transport.weights.channel import BucketPlan, Published, TensorSpec, WeightManifest, WeightPublisher, WeightReceiver
+from transport.weights.channel import BucketPlan, Published, WeightManifest, WeightPublisher, WeightReceiver
 
 
 class ObjectStorePublisher(WeightPublisher):
@@ -29,6 +29,7 @@ class ObjectStorePublisher(WeightPublisher):
         self._held: list[Published] = []
 
     def publish(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> Published:
+        """See `WeightPublisher`; tensors may be on any device, and may change once the next one is asked for."""
         if self._held and version <= self._held[-1].version:
             raise WeightTransferError(f"weights {version}: version {self._held[-1].version} is already published")
         plan = BucketPlan(len(self._staging))
@@ -39,7 +40,7 @@ class ObjectStorePublisher(WeightPublisher):
         def put() -> None:
             data = bucket[:filled].numpy()
             handles.append(ray.put(data))
-            checksums.append(zlib.crc32(data))
+            checksums.append(zlib.crc32(data.data))
 
         names: set[str] = set()
         for name, tensor in tensors:
@@ -63,6 +64,7 @@ class ObjectStorePublisher(WeightPublisher):
         return self._held[-1]
 
     def newest(self) -> Published | None:
+        """See `WeightPublisher`."""
         return self._held[-1] if self._held else None
 
 
@@ -70,6 +72,7 @@ class ObjectStoreReceiver(WeightReceiver):
     """Maps each bucket into this process and yields views of it."""
 
     def receive(self, published: Published, deadline_s: float) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `WeightReceiver`; a bucket is checked as a whole before its first tensor comes."""
         ends_at = time.monotonic() + deadline_s
         specs = iter(published.manifest.tensors)
         spec = next(specs, None)
@@ -93,7 +96,7 @@ def _get(published: Published, index: int, timeout_s: float, deadline_s: float) 
         raise WeightTransferError(f"{where}: lost, for the learner that published it is gone ({error})") from error
     if not isinstance(bucket, np.ndarray) or bucket.dtype != np.uint8 or bucket.size != manifest.bucket_bytes[index]:
         raise WeightTransferError(f"{where}: not the {manifest.bucket_bytes[index]} bytes that were published")
-    if zlib.crc32(bucket) != manifest.checksums[index]:
+    if zlib.crc32(bucket.data) != manifest.checksums[index]:
         raise WeightTransferError(f"{where}: damaged, its checksum does not match")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

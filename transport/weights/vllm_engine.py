@@ -5,7 +5,7 @@
     version = apply_to_vllm(llm, published, deadline_s=60.0)     # -> published.version
 
 The first weights, every sync and a restart are the same path: make the LLM with `load_format="dummy"` and apply.
-The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0): tensors are handed over by reference.
+The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0): tensors go over by reference.
 """
 
 from __future__ import annotations
@@ -49,16 +49,23 @@ def apply_to_vllm(
     as it was. No request may be running. Blocks for at most `deadline_s` seconds of transfer, plus the copy.
 
     Raises:
-        WeightTransferError: the transfer failed, the weights are not all that the model needs, or requests are running.
+        WeightTransferError: the transfer failed, the weights are not all that the model needs, or do not fit it, or
+            requests are running.
     """
     if llm.llm_engine.has_unfinished_requests():
         raise WeightTransferError(f"weights {published.version}: vLLM has requests running; sync between batches")
     arrived = (receiver or ObjectStoreReceiver()).receive(published, deadline_s)
     tensors = [(target, tensor) for name, tensor in arrived if (target := vllm_name(name)) is not None]
     llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": [n for n, _ in tensors]}})
-    llm.start_weight_update()
-    llm.update_weights({"update_info": {"tensors": tensors}})
-    llm.finish_weight_update(weight_version=str(published.version))
+    try:
+        llm.start_weight_update()
+        llm.update_weights({"update_info": {"tensors": tensors}})
+        llm.finish_weight_update(weight_version=str(published.version))
+    except Exception as error:
+        raise WeightTransferError(
+            f"weights {published.version}: vLLM could not load them and is half written; start its actor anew "
+            f"({type(error).__name__}: {error})"
+        ) from error
     if not llm.reset_prefix_cache():
         raise WeightTransferError(f"weights {published.version}: vLLM did not reset its prefix cache")
     return published.version
@@ -102,12 +109,15 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
             )
 
     def start_weight_update(self) -> None:
+        """Set the layers up for checkpoint-format weights."""
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ChannelUpdateInfo) -> None:
+        """Load them; vLLM copies each layer when it is complete."""
         self.model.load_weights(update_info.tensors)
 
     def finish_weight_update(self) -> None:
+        """Finish the layers that hold no checkpoint weights."""
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:

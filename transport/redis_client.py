@@ -1,0 +1,65 @@
+"""How bicot talks to Redis: one way to make a client, one way to name it, one way to fail."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from transport.errors import RedisUnavailable
+
+SOCKET_TIMEOUT_S = 5.0
+"""Seconds within which Redis answers one command, blocking reads (at most `BLOCK_S`) included."""
+BLOCK_S = 1.0
+"""Longest single blocking read, seconds; longer waits repeat it."""
+
+UNANSWERED = (redis.ConnectionError, redis.TimeoutError)
+"""Errors that may pass: Redis is away, restarting or loading its file."""
+REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
+"""Connection errors that will not pass."""
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for `url`, which connects at its first command. It never repeats a command by itself.
+
+    Raises:
+        RedisUnavailable: not a Redis URL. The message holds no part of it, for that might be a piece of a password.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=SOCKET_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=30,
+        )
+    except (ValueError, TypeError):
+        raise RedisUnavailable(
+            "not a Redis URL: expected redis://[user:password@]host:port/db (rediss:// for TLS), with special "
+            "characters of the password percent-encoded"
+        ) from None
+
+
+def shown(url: str) -> str:
+    """The URL without password and options, for messages."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "(malformed URL)"
+    return f"{parts.scheme}://{host}{port}{parts.path}"
+
+
+def refusal(url: str, error: Exception) -> str:
+    """One sentence for an error that will not pass."""
+    if isinstance(error, REFUSED) or "NOAUTH" in str(error):
+        return f"Redis at {shown(url)} refused the password; correct it in the URL ({error})"
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return f"Redis at {shown(url)} is out of memory; raise its maxmemory or lower the buffer's capacity ({error})"
+    if "NOGROUP" in str(error):
+        return f"Redis at {shown(url)} has lost the run's keys; resume the run from its checkpoint ({error})"
+    return f"Redis at {shown(url)} refused a command ({error})"
