@@ -14,7 +14,7 @@ Above stands cluster/, which makes Ray actors of both shells; below, policy/ (pr
     outputs = await actor.sample([ImageRequest(prompt, cot, seed), ...])
     version = await actor.apply_weights(published)
 
-Gotchas: vLLM reads its environment when it is imported, so a process that makes a `SemanticActor` must not import vLLM
+Gotchas: vLLM reads its environment when it is imported, so a process that makes a `SemanticActor` must not import it
 before; a `SemanticActor` has no weights until the first `apply_weights`; after an `EngineError` the process has to be
 replaced.
 """

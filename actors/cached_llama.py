@@ -1,7 +1,7 @@
 """A lean Llama forward pass over a preallocated KV cache, on the live weights of transformers' `LlamaModel`.
 
-Every row stands in the cache on its own: its tokens fill slots 0, 1, 2, ... in order, with no padding between them, so
-slot number and position are the same. Nothing of the weights is copied: an update in place shows in the next call.
+Every row stands in the cache on its own: its tokens fill slots 0, 1, 2, ... in order, with no padding between them,
+so slot number and position are the same. Nothing of the weights is copied: an update in place shows in the next call.
 Shapes are static except for the number of rows and the span of slots that a call names; no call waits for the device.
 """
 
@@ -27,7 +27,9 @@ class CachedLlama:
         """
         config = llama.config
         if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3", "yarn"):
-            raise ValueError(f"rope type {config.rope_parameters['rope_type']!r} is not supported by the image sampler")
+            raise ValueError(
+                f"rope type {config.rope_parameters['rope_type']!r} is not supported by the image sampler"
+            )
         self._llama = llama
         self._rows = rows
         self._heads = config.num_attention_heads

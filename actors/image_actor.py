@@ -1,4 +1,4 @@
-"""The image actor: one image sampler and the VQ decoder behind coroutine methods, for the pool that draws pictures."""
+"""The image actor: the image sampler and the VQ decoder behind coroutine methods."""
 
 from __future__ import annotations
 

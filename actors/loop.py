@@ -1,8 +1,8 @@
 """One thread that drives one engine: calls that come side by side are decoded together, at one weight version each.
 
 Calls of different groups stream in at any time. Each of their requests joins the running batch as soon as the engine
-has room, in order of arrival. `exclusive` work (a weight update) waits until all that came before it has finished, and
-what comes after waits for it, so a request runs wholly at one version.
+has room, in order of arrival. `exclusive` work (a weight update) waits until all that came before it has finished,
+and what comes after waits for it, so a request runs wholly at one version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from actors.errors import DeadlineError, EngineError
 logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request", contravariant=True)
-Result = TypeVar("Result", covariant=True)
+Result = TypeVar("Result")
 T = TypeVar("T")
 
 _IDLE_S = 1.0

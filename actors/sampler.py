@@ -1,9 +1,9 @@
 """The image sampler: draws the token-level CoT under classifier-free guidance, for many prompts together.
 
-A picture takes a place in the batch (one row of the cache for the conditional, one for the unconditional prompt), draws
-its tokens one a step, and frees the place; new pictures may join at any step. A sample depends on its own prompt and
-seed only: every row has exact positions, the draw inverts the cumulative distribution at uniforms of the member's own
-generator, and shapes are rounded so that the arithmetic of a row does not change with its batch-mates.
+A picture takes a place in the batch (one row of the cache for the conditional, one for the unconditional prompt),
+draws its tokens one a step, and frees the place; new pictures may join at any step. A sample depends on its own
+prompt and seed only: every row has exact positions, the draw inverts the cumulative distribution at uniforms of the
+member's own generator, and shapes are rounded so that the arithmetic of a row is the same in any batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class SampledImage:
-    """`token_ids` [N] int64; log-probs of the conditional and the guided distribution, float32 [N], after temperature.
+    """`token_ids` [N] int64; float32 log-probs [N] of the conditional and the guided distribution, after temperature.
 
     Tensors lie on the CPU.
     """

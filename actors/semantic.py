@@ -21,6 +21,7 @@ from transformers import LlamaConfig
 from actors.config import SemanticConfig
 from actors.errors import PromptError, WeightsError
 from policy.tokens import TokenLayout
+from transport.errors import WeightTransferError
 from transport.trajectory import SemanticSegment
 from transport.weights.channel import Published, WeightManifest, WeightReceiver
 
@@ -97,8 +98,8 @@ class SemanticWriter:
             raise WeightsError("the semantic actor has no weights yet: apply a published version first")
         if not 1 <= len(request.prompt_ids) <= self._longest_prompt:
             raise PromptError(
-                f"a stage-1 prompt has {len(request.prompt_ids)} tokens; at most {self._longest_prompt} leave room for "
-                f"semantic.max_tokens = {self._config.max_tokens}"
+                f"a stage-1 prompt has {len(request.prompt_ids)} tokens; at most {self._longest_prompt} leave room "
+                f"for semantic.max_tokens = {self._config.max_tokens}"
             )
 
     def admit(self, requests: Sequence[tuple[int, WriteRequest]]) -> None:
@@ -141,8 +142,14 @@ class SemanticWriter:
         from transport.weights.vllm_engine import apply_to_vllm
 
         published = Published(WeightManifest(version, (), (), ()), ())
-        self.version = apply_to_vllm(self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors))
-        return self.version
+        before, self.version = self.version, None  # none to draw with, should it fail half way
+        try:
+            apply_to_vllm(self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors))
+        except WeightTransferError:
+            self.version = before
+            raise
+        self.version = version
+        return version
 
     def _segment(self, output: Any) -> SemanticSegment:
         completion = output.outputs[0]
@@ -196,3 +203,5 @@ def _prepare_process(config: SemanticConfig) -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         torch._dynamo.config.disable = True
         torch.set_num_threads(config.threads)
+    # It tries a chat template at the start, and logs a traceback for want of the tokenizer it is told not to load.
+    logging.getLogger("vllm.renderers.base").setLevel(logging.CRITICAL)

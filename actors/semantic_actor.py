@@ -1,4 +1,4 @@
-"""The semantic actor: one vLLM engine behind coroutine methods, for the pool that writes the semantic-level CoT."""
+"""The semantic actor: one vLLM engine behind coroutine methods."""
 
 from __future__ import annotations
 

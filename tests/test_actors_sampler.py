@@ -194,9 +194,9 @@ def test_half_precision_runs(tiny_policy: Policy) -> None:
 def test_prompts_that_cannot_be_drawn_for_are_refused(tiny_policy: Policy) -> None:
     sampler = ImageSampler(tiny_policy, 2, 2.0, 1.0)
     boi = tiny_policy.layout.boi
-    with pytest.raises(PromptError, match="begin-of-image"):
+    with pytest.raises(PromptError, match=r"begin-of-image"):
         sampler.sample([SampleRequest(torch.tensor([0, 9, 10]), 0)])
-    with pytest.raises(PromptError, match="113 tokens .* 16 image tokens .* 128 positions"):
+    with pytest.raises(PromptError, match=r"113 tokens .* 16 image tokens .* 128 positions"):
         sampler.sample([SampleRequest(torch.tensor([9] * 112 + [boi]), 0)])
     longest = SampleRequest(torch.tensor([9] * 111 + [boi]), 0)
     assert len(sampler.sample([longest])[0].token_ids) == tiny_policy.layout.image_tokens

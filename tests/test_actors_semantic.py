@@ -54,7 +54,7 @@ def actor(tiny_config: PolicyConfig) -> Iterator[Any]:
     from actors.semantic_actor import SemanticActor
 
     actor = SemanticActor(tiny_config, CONFIG)
-    with pytest.raises(WeightsError, match="no weights yet"):
+    with pytest.raises(WeightsError, match=r"no weights yet"):
         run(actor.generate(requests(1)))
     assert actor.version() is None
     yield actor
@@ -90,7 +90,8 @@ def test_a_seed_gives_the_same_text_alone_and_together(loaded: Any) -> None:
     assert tokens(alone) == tokens(together)
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one.segment.logprobs, other.segment.logprobs, atol=1e-5, rtol=0)
-    assert tokens(run(loaded.generate([SemanticRequest(r.prompt, r.seed + 1) for r in requests(24)]))) != tokens(alone)
+    reseeded = [SemanticRequest(request.prompt, request.seed + 1) for request in requests(24)]
+    assert tokens(run(loaded.generate(reseeded))) != tokens(alone)
 
 
 def test_groups_that_stream_in_are_decoded_together(loaded: Any) -> None:
@@ -135,14 +136,14 @@ def test_a_sync_changes_the_distribution_between_batches(loaded: Any, tiny_polic
 
 def test_an_incomplete_update_leaves_the_old_weights(loaded: Any, tiny_policy: Policy) -> None:
     expected = tokens(run(loaded.generate(requests(4))))
-    with pytest.raises(WeightTransferError, match="not published"):
+    with pytest.raises(WeightTransferError, match=r"not published"):
         run(loaded._load(3, [("lm_head.weight", torch.zeros_like(tiny_policy.model.lm_head.weight))]))
     assert loaded.version() == 1
     assert tokens(run(loaded.generate(requests(4)))) == expected
 
 
 def test_prompts_that_are_too_long_are_refused(loaded: Any) -> None:
-    with pytest.raises(PromptError, match="at most 116"):
+    with pytest.raises(PromptError, match=r"at most 116"):
         run(loaded.generate([SemanticRequest("red " * 200, 0)]))
 
 
@@ -163,5 +164,5 @@ def test_stdout_stays_clean(loaded: Any, capfd: pytest.CaptureFixture[str]) -> N
 def test_impossible_lengths_are_refused_before_the_engine_starts(tiny_config: PolicyConfig, tmp_path: Path) -> None:
     from actors.semantic_actor import SemanticActor
 
-    with pytest.raises(ValueError, match="semantic.max_tokens: 128 leaves no room"):
+    with pytest.raises(ValueError, match=r"semantic\.max_tokens: 128 leaves no room"):
         SemanticActor(tiny_config, SemanticConfig(max_tokens=128))

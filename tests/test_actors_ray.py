@@ -1,0 +1,81 @@
+"""Both actors as real Ray actors, with weights through the real object store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from actors.config import ImageConfig, SemanticConfig
+from actors.image_actor import ImageActor
+from actors.requests import ImageRequest, SemanticRequest
+from actors.semantic_actor import SemanticActor
+from policy.config import PolicyConfig
+from policy.janus import load_policy, trained_parameters
+from policy.scoring import Scorer, ScoreRows, SegmentRows
+from transport.weights.object_store import ObjectStorePublisher
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+WAIT_S = 120
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    root = str(Path(__file__).parents[1])
+    ray.init(
+        num_cpus=2,
+        _temp_dir="/tmp/ray_actors",
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+def test_a_rollout_through_both_pools_before_and_after_a_sync(session: None, tiny_config: PolicyConfig) -> None:
+    semantic = ray.remote(SemanticActor).remote(
+        tiny_config, SemanticConfig(max_tokens=8, max_num_seqs=8, kv_cache_gb=0.05)
+    )
+    image = ray.remote(ImageActor).remote(tiny_config, ImageConfig(batch_size=8, guidance_scale=2.0))
+    policy = load_policy(tiny_config)
+    publisher = ObjectStorePublisher(bucket_mb=1)
+    for version in (1, 2):
+        if version == 2:
+            with torch.no_grad():
+                for parameter in trained_parameters(policy.model, "language_model").values():
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        published = publisher.publish(version, trained_parameters(policy.model, "language_model").items())
+        applied = [actor.apply_weights.remote(published) for actor in (semantic, image)]
+        assert ray.get(applied, timeout=WAIT_S) == [version, version]
+        # several groups at once, as the training loop sends them
+        prompts = [[SemanticRequest("a red circle", 10 * g + i) for i in range(4)] for g in range(3)]
+        cots = ray.get([semantic.generate.remote(group) for group in prompts], timeout=WAIT_S)
+        drawn = ray.get(
+            [
+                image.sample.remote([ImageRequest("a red circle", cot.cot, seed) for seed, cot in enumerate(group)])
+                for group in cots
+            ],
+            timeout=WAIT_S,
+        )
+        text = [cot.segment for group in cots for cot in group]
+        pictures = [output.segment for group in drawn for output in group]
+        assert {segment.weight_version for segment in [*text, *pictures]} == {version}
+        rows = ScoreRows(
+            text=SegmentRows([s.prompt_ids for s in text], [s.token_ids for s in text]),
+            image=SegmentRows([s.prompt_ids for s in pictures], [s.token_ids for s in pictures], 1.0, 2.0),
+        )
+        with torch.no_grad():
+            scores = Scorer(policy.model, policy.layout)(rows, "guided")
+        assert scores.text and scores.image
+        for ours, theirs in [
+            ([s.logprobs for s in text], scores.text.logprobs),
+            ([s.guided_logprobs for s in pictures], scores.image.logprobs),
+        ]:
+            torch.testing.assert_close(torch.cat(ours), theirs, atol=1e-5, rtol=0)
+    assert ray.get(semantic.metrics.remote(), timeout=WAIT_S)["weight_version"] == 2
+    assert ray.get(image.ping.remote(), timeout=WAIT_S)
