@@ -1,4 +1,4 @@
-"""`bicot check`: resolve a run, open every path, estimate memory; starts nothing. `bicot train` checks the same first."""
+"""`bicot check`: open every path of a run, estimate its memory, start nothing. `bicot train` checks the same first."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from cluster.console import own_console
     from cluster.config import load_config
+    from cluster.console import own_console
 
     config = load_config(arguments.config, arguments.overrides)
     console = own_console()

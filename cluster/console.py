@@ -80,7 +80,8 @@ class RunDisplay:
         """Show a held-out score."""
         self._held_out[split] = (step, scores.by_family["all"])
         self.say(
-            f"held-out {split} at step {step}: {self._metric} {scores.by_family['all']:.3f} of {scores.pictures} pictures"
+            f"held-out {split} at step {step}: mean {self._metric} {scores.by_family['all']:.3f} "
+            f"of {scores.pictures} pictures"
         )
 
     def _rewards(self) -> dict[str, float]:

@@ -81,6 +81,7 @@ class Pool:
 
     @property
     def name(self) -> str:
+        """The stage that it is in errors and metrics."""
         return self.spec.name
 
     async def start(self, deadline_s: float) -> None:

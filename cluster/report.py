@@ -16,10 +16,10 @@ from cluster.run_folder import RunFolder, read_json_lines, write_atomically
 
 _CHARTS = (
     ("Reward", "mean of each reward over the step's pictures", ("reward/",)),
-    ("KL to the reference", "k3 estimate per token, nats", ("kl", "semantic/kl", "image/kl")),
-    ("Entropy", "of the next token, nats", ("semantic/entropy", "image/entropy")),
-    ("Length of the semantic CoT", "tokens", ("semantic/tokens",)),
-    ("Clipped share", "of the tokens", ("semantic/clip_fraction", "image/clip_fraction")),
+    ("KL to the reference", "k3 estimate per token, nats", ("kl", "kl/")),
+    ("Entropy", "of the next token, nats", ("entropy/",)),
+    ("Length of the semantic CoT", "tokens", ("cot/tokens",)),
+    ("Clipped share", "of the tokens", ("clip_fraction/",)),
     ("Gradient norm", "before clipping", ("grad_norm",)),
     ("Groups without signal", "share of groups whose members all got the same reward", ("zero_spread/",)),
     ("Diversity", "share of image tokens that differ within a group", ("diversity/",)),
@@ -104,9 +104,9 @@ def _pairs(folder: RunFolder) -> list[dict[str, Any]]:
             first, last = (json.loads(file.read_text("utf-8")) for file in (files[0], files[-1]))
             after = {sample["prompt"]: sample for sample in last["samples"]}
             return [
-                {"prompt": sample["prompt"], "family": sample["family"],
-                 "sides": [(first["step"], _shown(folder, sample)), (last["step"], _shown(folder, after[sample["prompt"]]))]}
-                for sample in first["samples"] if sample["prompt"] in after
+                {"prompt": one["prompt"], "family": one["family"],
+                 "sides": [(first["step"], _shown(folder, one)), (last["step"], _shown(folder, after[one["prompt"]]))]}
+                for one in first["samples"] if one["prompt"] in after
             ]  # fmt: skip
     return []
 

@@ -33,8 +33,8 @@ def step_row(
     written = [member.semantic for member in members if member.semantic]
     if written:
         row["staleness/semantic"] = fmean(step - 1 - segment.weight_version for segment in written)
-        row["semantic/tokens"] = fmean(len(segment.token_ids) for segment in written)
-        row["semantic/cut_off"] = fmean(segment.finish_reason == "length" for segment in written)
+        row["cot/tokens"] = fmean(len(segment.token_ids) for segment in written)
+        row["cot/cut_off"] = fmean(segment.finish_reason == "length" for segment in written)
     row |= _rewards(groups)
     return row | learned
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cluster.config import ConfigError, dump_config, load_config
+from cluster.errors import RunError
 from cluster.prompt_order import PromptOrder
 from cluster.run_folder import RunFolder
-from cluster.errors import RunError
 from policy.prompts import PromptRecord
 
 ROOT = Path(__file__).parents[1]

@@ -119,7 +119,7 @@ def test_one_policy_on_every_step(undisturbed: Run) -> None:
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
         assert row["staleness/image"] == row["staleness/semantic"] == 0
-        assert row["image/gap_max"] < 1e-4 and row["semantic/gap_max"] < 1e-3
+        assert row["logprob_gap_max/image"] < 1e-4 and row["logprob_gap_max/semantic"] < 1e-3
         assert row["grad_norm"] > 0
     assert rows[2]["kl"] > 1e-6  # the policy did move between the syncs
 
