@@ -46,7 +46,7 @@ class RewardsConfig(_Config):
 
     services: tuple[RewardConfig, ...] = Field(min_length=1, description="the rewards of the ensemble")
     start_deadline_s: float = Field(300.0, gt=0, description="seconds within which every replica must be ready")
-    http: bool = Field(False, description="serve each reward at http://http_host:http_port/rewards/NAME too")
+    http: bool = Field(False, description="serve each reward at http://http_host:http_port/rewards/RUN/NAME too")
     http_host: str = Field("127.0.0.1", description="address the HTTP proxy listens on; it asks for no password")
     http_port: int = Field(8008, ge=1, le=65535, description="port the HTTP proxy listens on")
 

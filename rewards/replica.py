@@ -57,6 +57,7 @@ class RewardReplica:
     """The class that Ray Serve deploys. Built in the replica's process, so that is where the model loads."""
 
     def __init__(self, config: RewardConfig) -> None:
+        _log_to_file()
         self._config = config
         self._reward = load_reward(config)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="score")
@@ -124,3 +125,10 @@ class RewardReplica:
             final = isinstance(error, InvalidScores)
             why = str(error) if final else f"{type(error).__name__}: {error}"
             return [Failed(why, final)] * len(items)
+
+
+def _log_to_file() -> None:
+    """Serve opens a log file for this replica, for its own records only: let all records of this process in."""
+    handlers = logging.getLogger("ray.serve").handlers
+    to_file = [handler for handler in handlers if not isinstance(handler, logging.StreamHandler)]
+    logging.basicConfig(level=logging.INFO, handlers=to_file, force=True)
