@@ -1,0 +1,192 @@
+"""Checkpoints of a run: weights, optimizer, schedule, random states and the run's own state, together or not at all.
+
+    checkpoints/
+        latest                  the newest complete folder's name, for people; written last
+        step-000040/
+            state.json          format, step, ranks, trained tensors, the run's state, every file with its size
+            engine/...          what DeepSpeed saves; without frozen weights, which come from the policy's folder
+            random-00000.pt     random states of rank 0; one a rank
+        step-000060.tmp/        a save that was cut short; ignored, and removed by the next save
+
+The folder has to be the same for all ranks (a shared file system, where they are on several machines).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from learner.engine import LearnerEngine
+from policy.janus import CheckpointError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_ENGINE = "engine"
+
+
+def save(engine: LearnerEngine, folder: str | Path, run_state: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint of `engine.steps`; a collective. The newest `keep` complete ones stay.
+
+    `run_state` is JSON, and comes back from `load` as it is.
+    """
+    folder = Path(folder)
+    final = folder / f"step-{engine.steps:06d}"
+    draft = final.with_suffix(".tmp")
+    if engine.rank == 0:
+        for left in folder.glob("step-*.tmp"):
+            shutil.rmtree(left)
+        draft.mkdir(parents=True)
+    dist.barrier()
+    engine.engine.save_checkpoint(str(draft), tag=_ENGINE, save_latest=False, exclude_frozen_parameters=True)
+    torch.save(_random_states(), draft / f"random-{engine.rank:05d}.pt")
+    dist.barrier()
+    if engine.rank == 0:
+        files = {str(path.relative_to(draft)): path.stat().st_size for path in _files(draft)}
+        state = {
+            "format": FORMAT,
+            "step": engine.steps,
+            **_layout(engine),
+            "run_state": run_state,
+            "files": files,
+        }
+        (draft / "state.json").write_text(json.dumps(state, indent=1))
+        _sync([*_files(draft), *(path for path in draft.rglob("*") if path.is_dir()), draft])
+        if final.exists():
+            final.rename(old := final.with_suffix(".old.tmp"))
+            shutil.rmtree(old)
+        draft.rename(final)
+        _write_atomically(folder / "latest", final.name)
+        for path in complete(folder)[keep:]:
+            shutil.rmtree(path)
+    dist.barrier()
+    return final
+
+
+def complete(folder: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, newest first; others are skipped with a warning that says what is wrong."""
+    found = []
+    for path in sorted(Path(folder).glob("step-*[0-9]"), reverse=True):
+        try:
+            read_state(path)
+        except CheckpointError as error:
+            log.warning("ignored: %s", error)
+        else:
+            found.append(path)
+    return found
+
+
+def newest(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint; None where there is none."""
+    return next(iter(complete(folder)), None)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint, after a look at whether every file is there with its size.
+
+    Raises:
+        CheckpointError: names the file that is missing, cut short or not readable.
+    """
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        version, files = state["format"], dict(state["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path / 'state.json'} cannot be read: {error}") from error
+    if version != FORMAT:
+        raise CheckpointError(f"checkpoint {path / 'state.json'} has format {version}; this version reads {FORMAT}")
+    for name, size in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {file} is missing")
+        if file.stat().st_size != size:
+            raise CheckpointError(f"checkpoint {file} has {file.stat().st_size} bytes instead of {size}")
+    return state
+
+
+def load(engine: LearnerEngine, path: str | Path) -> dict[str, Any]:
+    """Put `engine` where it was when `path` was saved; returns the `run_state` of then. A collective.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the checkpoint is of another policy, number of ranks or
+            ZeRO stage. The engine is then of no use.
+    """
+    path = Path(path)
+    state = read_state(path)
+    for key, value in _layout(engine).items():
+        if state[key] != value:
+            told = "other tensors" if key == "trained" else f"{key} {state[key]}, this run has {value}"
+            raise CheckpointError(f"checkpoint {path / 'state.json'} does not fit: it holds {told}")
+    file = path / f"random-{engine.rank:05d}.pt"
+    try:
+        loaded, _ = engine.engine.load_checkpoint(str(path), tag=_ENGINE, load_module_strict=False)
+        states = torch.load(file, weights_only=True)
+    except Exception as error:  # whatever damaged bytes make torch and DeepSpeed raise
+        bad = next((name for name in _files(path) if name.suffix == ".pt" and _is_damaged(name)), path / _ENGINE)
+        raise CheckpointError(f"checkpoint {bad} cannot be loaded: {error}") from error
+    if loaded is None:
+        raise CheckpointError(f"checkpoint {path / _ENGINE} holds nothing that DeepSpeed can load")
+    _set_random_states(states)
+    run_state: dict[str, Any] = state["run_state"]
+    return run_state
+
+
+def _layout(engine: LearnerEngine) -> dict[str, Any]:
+    """What has to agree between a checkpoint and the run that loads it."""
+    return {"ranks": engine.ranks, "zero_stage": engine.config.zero_stage, "trained": engine.trained_shapes()}
+
+
+def _random_states() -> dict[str, Any]:
+    numpy = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}},
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a file of torch.save, a zip archive, fails its own checksums."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, OSError):
+        return True
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    draft = file.with_suffix(".tmp")
+    draft.write_text(text)
+    _sync([draft])
+    draft.replace(file)
+    _sync([file.parent])
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""Configuration of the learner: the objective, the optimizer and how the ranks work. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ObjectiveConfig(_Config):
+    """The BiCoT-GRPO objective (arXiv 2505.00703)."""
+
+    distribution: Literal["conditional", "guided"] = Field(
+        default="guided",
+        description="Distribution of the image tokens that is optimised: the guided one that they are drawn from, or "
+        "the conditional one (as in T2I-R1's code).",
+    )
+    clip: bool = Field(default=True, description="Clip the ratio; off: the plain importance ratio times advantage.")
+    clip_low: float = Field(default=0.2, gt=0, le=1, description="The ratio is clipped below 1 - clip_low.")
+    clip_high: float = Field(
+        default=0.2, gt=0, description="The ratio is clipped above 1 + clip_high; larger than clip_low: clip-higher."
+    )
+    beta: float = Field(
+        default=0.01, ge=0, description="Weight of the k3 KL to the frozen reference policy; 0: no reference policy."
+    )
+    std: bool = Field(default=True, description="Divide advantages by the standard deviation of the group's rewards.")
+    std_eps: float = Field(default=1e-4, gt=0, description="Added to that standard deviation.")
+    normalise: Literal["sum_then_normalise", "normalise_then_sum"] = Field(
+        default="sum_then_normalise",
+        description="Within a group normalise the weighted sum of the rewards (the paper), or each reward by itself.",
+    )
+    semantic_weight: float = Field(
+        default=1.0, ge=0, description="Policy-gradient weight of the semantic segment; 0 leaves only its KL."
+    )
+    image_weight: float = Field(
+        default=1.0, ge=0, description="Policy-gradient weight of the image segment; 0 leaves only its KL."
+    )
+
+
+class OptimizerConfig(_Config):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=1e-6, gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="After the warm-up: constant, or falling to 0 at the run's last step."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from 0.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment decays.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's denominator term.")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
+    grad_norm: float = Field(
+        default=1.0, ge=0, description="Global gradient norm is clipped to this; 0: no clipping."
+    )
+
+    @model_validator(mode="after")
+    def _betas(self) -> OptimizerConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        return self
+
+
+class LearnerConfig(_Config):
+    """The learner pool: ranks, memory and waiting."""
+
+    ranks: int = Field(default=1, ge=1, description="Learner processes; each is one data-parallel rank.")
+    cpus: float = Field(default=1, ge=0, description="CPUs that Ray reserves for one rank.")
+    gpus: float = Field(default=0, ge=0, description="GPUs that Ray reserves for one rank.")
+    threads: int = Field(default=1, ge=1, description="torch threads of one rank.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage.")
+    zero_persistence: int = Field(
+        default=100_000, ge=0, description="ZeRO 3: tensors of up to this many elements stay whole on every rank."
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Recompute layers in the backward pass.")
+    micro_batch_tokens: int = Field(
+        default=16384,
+        ge=1,
+        description="Padded tokens that one forward-backward of a rank may hold (prompts included).",
+    )
+    deadline_s: float = Field(
+        default=600, gt=0, description="Seconds that any collective or wait of the learner may take."
+    )
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What is optimised.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How it is optimised.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that stay on disk.")

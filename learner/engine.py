@@ -1,0 +1,245 @@
+"""The learner's engine: BiCoT-GRPO steps on this rank's share of a batch, through DeepSpeed.
+
+The update depends on the groups alone, not on ranks, ZeRO stage, micro-batches or packing: the loss is summed over
+tokens and divided by the number of tokens of the whole batch, and DeepSpeed's mean over ranks is undone.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+
+from learner.advantages import GroupAdvantages, group_advantages
+from learner.batching import SEGMENTS, BatchPlan, MicroBatch, Segment, plan_batch, training_rows
+from learner.config import LearnerConfig
+from learner.objective import SegmentStats, segment_loss
+from learner.zero import frozen_engine, gathered, train_engine, whole_shape
+from policy.janus import Policy, save_policy, trained_parameters
+from policy.scoring import Scorer, Scores, TokenScores
+from transport.trajectory import TrajectoryGroup
+
+log = logging.getLogger(__name__)
+
+
+class LearnerEngine:
+    """One rank of the learner; the default process group has to exist (`learner.process_group.join`).
+
+    Every method that is not marked otherwise is a collective: all ranks call it, with the same arguments.
+    """
+
+    def __init__(self, policy: Policy, trained: str, config: LearnerConfig, total_steps: int) -> None:
+        """Take over `policy` (its weights become this engine's); `trained` as in `PolicyConfig.trained`.
+
+        The reference policy is a frozen copy of the weights that `policy` has now.
+        """
+        self.config = config
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self._policy = policy
+        self._trained = trained
+        self._seconds: dict[str, float] = defaultdict(float)
+        model = policy.model.requires_grad_(False)
+        # The reference is made first: it must not see DeepSpeed's hooks, nor gradients.
+        reference = self._copy(model) if config.objective.beta > 0 else None
+        parameters = trained_parameters(model, trained)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        if config.gradient_checkpointing:
+            _checkpoint_layers(model)
+        scorer = Scorer(model, policy.layout)
+        self.engine = train_engine(scorer, list(parameters.values()), _heads(scorer), config, total_steps)
+        self._reference = None
+        if reference is not None:
+            frozen = Scorer(reference, policy.layout)
+            self._reference = frozen_engine(frozen, _heads(frozen), config)
+        size = sum(math.prod(shape) for shape in self.trained_shapes().values())
+        kept = "no reference policy" if reference is None else "a frozen reference policy"
+        log.info(
+            "rank %d of %d trains %d parameters under ZeRO %d, with %s",
+            self.rank,
+            self.ranks,
+            size,
+            config.zero_stage,
+            kept,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes; not a collective."""
+        return torch.device(self.engine.device)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done; not a collective."""
+        return int(self.engine.global_steps)
+
+    def step(self, groups: Sequence[TrajectoryGroup], reward_weights: Mapping[str, float]) -> dict[str, float]:
+        """One optimizer step on `groups`, in the order of their `index`.
+
+        Without a single member to train, no step is taken, and the metrics say so (`tokens` is 0).
+
+        Returns:
+            Metrics of the whole batch, the same on every rank; `seconds/...` are this rank's.
+        """
+        self._seconds.clear()
+        objective = self.config.objective
+        groups = sorted(groups, key=lambda group: group.index)
+        scored = [group_advantages([m.rewards for m in g.members], reward_weights, objective) for g in groups]
+        rows = training_rows(groups, scored, objective.distribution)
+        plan = plan_batch(rows, self.ranks, self.config.micro_batch_tokens)
+        totals = {segment: SegmentStats.empty(self.device) for segment in SEGMENTS}
+        learning_rate = float(self.engine.get_lr()[0])
+        for batch in plan.micro_batches[self.rank]:
+            stats = self._backward(batch, plan.tokens)
+            if not batch.filler:
+                totals[batch.kind.segment] += stats
+        if plan.tokens:
+            with self._clock("optimizer"):
+                self.engine.step()
+        else:
+            log.warning("no member of %d groups has the rewards to train on: no step taken", len(groups))
+        return self._metrics(plan, scored, self._sum_over_ranks(totals), learning_rate)
+
+    def _backward(self, batch: MicroBatch, batch_tokens: int) -> SegmentStats:
+        """Forward and backward pass of one micro-batch; leaves its gradient in DeepSpeed's hands."""
+        objective = self.config.objective
+        rows, segment = batch.score_rows(), batch.kind.segment
+        reference: Tensor | None = None
+        if self._reference is not None:
+            with self._clock("reference"), torch.no_grad():
+                reference = _part(self._reference(rows, objective.distribution), segment).logprobs
+        with self._clock("score"):
+            scores = _part(self.engine(rows, objective.distribution), segment)
+            loss, stats = segment_loss(
+                scores.logprobs,
+                batch.behaviour(self.device),
+                reference,
+                scores.entropy,
+                batch.advantages(self.device),
+                objective.semantic_weight if segment == "semantic" else objective.image_weight,
+                objective,
+            )
+        with self._clock("backward"):
+            # DeepSpeed takes the mean over ranks; `ranks` makes it the sum that the objective asks for.
+            scale = 0.0 if batch.filler else self.ranks / batch_tokens
+            self.engine.backward(loss * scale, scale_wrt_gas=False)
+        return stats
+
+    def _sum_over_ranks(self, totals: dict[Segment, SegmentStats]) -> dict[Segment, SegmentStats]:
+        fields = SegmentStats.__slots__
+        sums = torch.stack([torch.stack([getattr(totals[s], f) for f in fields]) for s in SEGMENTS])
+        maxima = sums.clone()
+        dist.all_reduce(sums)
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+        merged = torch.where(torch.tensor([f.endswith("_max") for f in fields], device=sums.device), maxima, sums)
+        return {segment: SegmentStats(*values) for segment, values in zip(SEGMENTS, merged.cpu(), strict=True)}
+
+    def _metrics(
+        self,
+        plan: BatchPlan,
+        scored: Sequence[GroupAdvantages],
+        totals: dict[Segment, SegmentStats],
+        learning_rate: float,
+    ) -> dict[str, float]:
+        metrics = {
+            "tokens": float(plan.tokens),
+            "loss": sum(stats.loss.item() for stats in totals.values()) / max(1, plan.tokens),
+            "kl": sum(stats.reference_kl.item() for stats in totals.values()) / max(1, plan.tokens),
+            "lr": learning_rate,
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0) if plan.tokens else 0.0,
+            "groups": float(len(scored)),
+            "groups_masked": float(sum(group.scored == 0 for group in scored)),
+            "members": float(sum(len(group.mask) for group in scored)),
+            "members_masked": float(sum(len(group.mask) - group.scored for group in scored)),
+            "groups_without_signal": float(sum(group.scored > 0 and not group.advantages.any() for group in scored)),
+            "micro_batches": float(len(plan.micro_batches[self.rank])),
+        }
+        for segment, stats in totals.items():
+            if stats.tokens:
+                metrics |= {f"{name}/{segment}": value for name, value in _segment_metrics(stats).items()}
+        return metrics | {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
+
+    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """`(state-dict name, whole tensor)` of all that trains, in the model's order.
+
+        Under ZeRO 3 every rank has to iterate to the end; a tensor is whole only until the next one is asked for.
+        """
+        for name, parameter in self._parameters().items():
+            with gathered([parameter], self.config.zero_stage):
+                yield name, parameter.detach()
+
+    def trained_shapes(self) -> dict[str, list[int]]:
+        """Shape of every trained tensor, by state-dict name; not a collective."""
+        return {name: list(whole_shape(parameter)) for name, parameter in self._parameters().items()}
+
+    def export(self, folder: str | Path) -> None:
+        """Write the policy as a checkpoint in the Hugging Face layout, which `load_policy` reads; rank 0 writes."""
+        model = self._policy.model
+        with gathered(list(model.parameters()), self.config.zero_stage):
+            if self.rank == 0:
+                save_policy(model, self._policy.tokenizer, folder)
+        dist.barrier()
+
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        return trained_parameters(self._policy.model, self._trained)
+
+    def _copy(self, model: JanusForConditionalGeneration) -> JanusForConditionalGeneration:
+        """A frozen copy; what does not train is shared with `model`, unless ZeRO 3 is going to partition it."""
+        trains = {id(value) for value in trained_parameters(model, self._trained).values()}
+        shared = {} if self.config.zero_stage == 3 else {id(p): p for p in model.parameters() if id(p) not in trains}
+        return copy.deepcopy(model, shared).eval()
+
+    @contextmanager
+    def _clock(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._seconds[phase] += time.perf_counter() - started
+
+
+def _part(scores: Scores, segment: Segment) -> TokenScores:
+    part = scores.text if segment == "semantic" else scores.image
+    assert part is not None
+    return part
+
+
+def _heads(scorer: Scorer) -> list[torch.nn.Parameter]:
+    return [*scorer.model.lm_head.parameters(), *scorer.model.model.generation_head.parameters()]
+
+
+def _checkpoint_layers(model: JanusForConditionalGeneration) -> None:
+    """Recompute the language model's layers in the backward pass.
+
+    transformers does so in training mode only, which would switch dropout on; but the policy that is trained has to
+    be the one that was sampled, so dropout goes.
+    """
+    language_model = model.model.language_model
+    for layer in language_model.layers:
+        layer.self_attn.attention_dropout = 0.0
+    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    language_model.train()
+
+
+def _segment_metrics(stats: SegmentStats) -> dict[str, float]:
+    tokens = stats.tokens.item()
+    return {
+        "tokens": tokens,
+        "kl": stats.reference_kl.item() / tokens,
+        "behaviour_kl": stats.behaviour_kl.item() / tokens,
+        "entropy": stats.entropy.item() / tokens,
+        "clip_fraction": stats.clipped.item() / tokens,
+        "ratio_mean": stats.ratio.item() / tokens,
+        "ratio_max": stats.ratio_max.item(),
+        "logprob_gap_max": stats.gap_max.item(),
+    }

@@ -1,0 +1,77 @@
+"""Rendezvous of the learner ranks, with a deadline in every collective."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
+
+
+class RendezvousError(RuntimeError):
+    """The ranks did not find one another within their deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where rank 0 waits for the others."""
+
+    host: str
+    port: int
+
+
+class Rendezvous:
+    """Rank 0's listening socket, bound before anyone is told its address, so that nobody else can take the port."""
+
+    def __init__(self, host: str) -> None:
+        """Bind to `host`, an address of this machine; loopback stays loopback."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.bind((host, 0))
+        self._socket.listen()
+        self.endpoint = Endpoint(host, self._socket.getsockname()[1])
+
+    def detach(self) -> int:
+        """Hand the socket's file descriptor over; this object is done with it."""
+        return self._socket.detach()
+
+
+def join(rank: int, ranks: int, endpoint: Endpoint, rendezvous: Rendezvous | None, deadline_s: float) -> None:
+    """Join the default process group: gloo on CPUs, NCCL (and gloo for CPU tensors) on GPUs.
+
+    `rendezvous` is rank 0's. A single rank needs no socket at all. Every collective fails after `deadline_s` seconds.
+
+    Raises:
+        RendezvousError: a rank is missing when `deadline_s` has passed.
+    """
+    timeout = timedelta(seconds=deadline_s)
+    if ipaddress.ip_address(endpoint.host).is_loopback and os.uname().sysname == "Linux":
+        # gloo listens on the address of the host's name unless it is told which interface to use.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store = HashStore() if ranks == 1 else _store(rank, ranks, endpoint, rendezvous, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+    except RuntimeError as error:
+        raise RendezvousError(
+            f"learner rank {rank} of {ranks} did not meet the others at {endpoint.host}:{endpoint.port} "
+            f"within {deadline_s:g} s: {error}"
+        ) from error
+
+
+def _store(rank: int, ranks: int, endpoint: Endpoint, rendezvous: Rendezvous | None, timeout: timedelta) -> TCPStore:
+    if rank == 0 and rendezvous is None:
+        raise ValueError("rank 0 brings the rendezvous socket")
+    return TCPStore(
+        endpoint.host,
+        endpoint.port,
+        ranks,
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=rendezvous.detach() if rank == 0 and rendezvous else None,
+    )

@@ -1,0 +1,132 @@
+"""DeepSpeed, set up for the learner: the one module that configures it.
+
+Gotchas: DeepSpeed reads its accelerator at import; and on a CPU it compiles a C++ extension for minutes before the
+first step (and waits for ever for the lock of a compilation that was killed), unless it is told that it can't.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+# Ray shows each learner rank only its own GPU.
+os.environ.setdefault("LOCAL_RANK", "0")
+
+import deepspeed
+import deepspeed.ops
+
+from learner.config import LearnerConfig
+from learner.schedule import lr_factor
+
+# A shared-memory all-reduce for inference, which training never calls.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def train_engine(
+    module: nn.Module,
+    trained: list[nn.Parameter],
+    heads: Iterable[nn.Parameter],
+    config: LearnerConfig,
+    total_steps: int,
+) -> deepspeed.DeepSpeedEngine:
+    """Wrap `module`, of which `trained` get gradients and optimizer state (AdamW), in this process group.
+
+    `step()` is the accumulation boundary: any number of backward passes may precede it.
+    `heads` are called more often than once a pass: ZeRO 3 keeps them whole.
+    """
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        trained, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+    factor = partial(lr_factor, total_steps=total_steps, config=settings)
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        model_parameters=trained,
+        optimizer=optimizer,
+        lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
+        config=_settings(trained, config) | {"managed_gradient_accumulation": False},
+    )
+    if engine.optimizer is optimizer:
+        _clip_before_step(engine, optimizer, trained, settings.grad_norm)
+    if config.zero_stage == 3:
+        _keep_whole(engine.optimizer, heads)
+    return engine
+
+
+def frozen_engine(module: nn.Module, heads: Iterable[nn.Parameter], config: LearnerConfig) -> nn.Module:
+    """The frozen reference: partitioned over the ranks under ZeRO 3, as it is elsewhere."""
+    if config.zero_stage != 3:
+        return module
+    engine, *_ = deepspeed.initialize(model=module, config=_settings(list(module.parameters()), config))
+    _keep_whole(engine.optimizer, heads)
+    return engine
+
+
+def gathered(parameters: list[nn.Parameter], stage: int) -> AbstractContextManager[Any]:
+    """Whole parameters inside the context, to be read; a collective under ZeRO 3, nothing elsewhere."""
+    return deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3)
+
+
+def whole_shape(parameter: Any) -> torch.Size:
+    """A parameter's shape, also where ZeRO 3 has left this rank a part of it."""
+    return torch.Size(parameter.ds_shape) if hasattr(parameter, "ds_shape") else parameter.shape
+
+
+def _settings(parameters: list[nn.Parameter], config: LearnerConfig) -> dict[str, Any]:
+    dtype = parameters[0].dtype
+    elements = sum(parameter.numel() for parameter in parameters)
+    plain = config.zero_stage == 0 and dtype == torch.float32
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # Without ZeRO DeepSpeed clips, but doesn't tell the norm: see _clip_before_step.
+        "gradient_clipping": 0.0 if plain else config.optimizer.grad_norm,
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            # The defaults reserve GiBs, however small the model.
+            "reduce_bucket_size": min(elements, 500_000_000),
+            "allgather_bucket_size": min(elements, 500_000_000),
+            "stage3_param_persistence_threshold": config.zero_persistence,
+        },
+    }
+    if dtype == torch.bfloat16:
+        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return settings
+
+
+def _clip_before_step(
+    engine: deepspeed.DeepSpeedEngine, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], limit: float
+) -> None:
+    """Clip to the global norm `limit` (0: don't), and leave the norm where `get_global_grad_norm` finds it."""
+
+    def clip(*_: Any) -> None:
+        norm = nn.utils.clip_grad_norm_(trained, limit if limit else float("inf"))
+        engine._global_grad_norm = norm.item()
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def _keep_whole(zero3: Any, heads: Iterable[Any]) -> None:
+    """Never partition `heads` again.
+
+    The scorer calls a head once a chunk of logits, and again in the backward pass. Ranks differ in their number of
+    chunks, so a gather at every call would pair up wrongly between ranks, besides being slow.
+    """
+    persistent = zero3.persistent_parameters
+    new = [head for head in heads if not head.ds_persist]
+    for head in new:
+        head.ds_persist = True
+        persistent.append(head)
+    if new:
+        new[0].all_gather(new)
