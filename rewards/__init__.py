@@ -1,8 +1,8 @@
 """What a picture is worth: reward models, their Ray Serve services, and the ensemble that asks them all.
 
-Core (`base`, `detections`: no Ray) and shell (`service`, `ensemble`). A reward is a class with
-`score(pictures, prompts)`, named in the run config by its import path; each runs as a Serve deployment of its
-own, and `score_group` asks all of them at once.
+A reward is a class with `score(pictures, prompts)`, named in the run config by its import path (`base` shows one of
+your own); each runs as a Serve deployment of its own, and `ensemble.score_group` asks all of them at once.
+Core, without Ray: `base`, `detections`, `ensemble`, `http_body`. Shell: `service`, `replica`, `client`.
 
 Gotchas:
 
