@@ -67,7 +67,7 @@ def test_loss_and_gradients(tiny_policy: Policy, name: str) -> None:
 
     assert metrics["loss"] == pytest.approx(expected_loss.item(), abs=1e-5)
     assert got.keys() == expected.keys()
-    scale = max(gradient.abs().max() for gradient in expected.values())
+    scale = max(gradient.abs().max().item() for gradient in expected.values())
     assert scale > 1e-3
     for parameter, gradient in expected.items():
         assert (got[parameter] - gradient).abs().max() <= 1e-5 * max(1.0, scale), parameter

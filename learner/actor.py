@@ -1,0 +1,186 @@
+"""One learner rank, as a Ray actor hosts it: groups out of the buffer, steps, weights into the weight channel."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from learner import checkpoint
+from learner.config import LearnerConfig
+from learner.engine import LearnerEngine
+from learner.process_group import Endpoint, Rendezvous, join
+from policy.config import PolicyConfig
+from policy.janus import load_policy
+from transport.buffer import TrajectoryBuffer
+from transport.config import BufferConfig, WeightsConfig
+from transport.trajectory import TrajectoryGroup
+from transport.weights.channel import Published
+from transport.weights.object_store import ObjectStorePublisher
+
+log = logging.getLogger(__name__)
+
+
+class LearnerError(RuntimeError):
+    """The learner cannot do what it was asked; the message says what is missing."""
+
+
+class LearnerRank:
+    """One data-parallel rank.
+
+        rank 0: address() -> endpoint               all: setup(endpoint)
+        rank 0: claim(groups) -> entry ids          all: train(entry ids)         rank 0: acknowledge(entry ids)
+        all: publish(version), save(folder, run_state), load(folder), export(folder)
+
+    Calls for all ranks are collectives: they are made on every rank at once, with the same arguments, and fail on all
+    of them within `learner.deadline_s` when one is missing.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        learner: LearnerConfig,
+        buffer: BufferConfig,
+        weights: WeightsConfig,
+        reward_weights: dict[str, float],
+        run: str,
+        total_steps: int,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        """Load the policy; `buffer.url` has to be given, and `run` names the buffer in it.
+
+        The learning rate falls, where it does, to 0 at `total_steps`.
+
+        Raises:
+            CheckpointError: the policy's checkpoint cannot be used.
+        """
+        torch.set_num_threads(learner.threads)
+        if buffer.url is None:
+            raise LearnerError("buffer.url: the learner needs the address of the run's Redis")
+        self._settings = learner
+        self._rank, self._ranks = rank, ranks
+        self._trained = policy.trained
+        self._reward_weights = reward_weights
+        self._total_steps = total_steps
+        self._policy = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
+        self._buffer = TrajectoryBuffer(buffer.url, run, buffer.capacity, reconnect_s=buffer.reconnect_s)
+        self._publisher = ObjectStorePublisher(weights.bucket_mb)
+        self._rendezvous: Rendezvous | None = None
+        self._joined: LearnerEngine | None = None
+        self._claimed: dict[str, TrajectoryGroup] = {}
+        self._metrics: dict[str, float] = {}
+
+    def address(self, host: str = "127.0.0.1") -> Endpoint:
+        """Rank 0: where the others find it; opens a socket at `host`, an address of its machine, if there are others.
+
+        Where the ranks are on several machines, `host` has to be an address that all of them reach.
+        """
+        if self._ranks == 1:
+            return Endpoint(host, 0)
+        self._rendezvous = Rendezvous(host)
+        return self._rendezvous.endpoint
+
+    def setup(self, endpoint: Endpoint) -> None:
+        """Meet the other ranks and build the engine; a collective.
+
+        Raises:
+            RendezvousError: a rank is missing when the deadline has passed.
+        """
+        join(self._rank, self._ranks, endpoint, self._rendezvous, self._settings.deadline_s)
+        self._joined = LearnerEngine(self._policy, self._trained, self._settings, self._total_steps)
+
+    def claim(self, groups: int, deadline_s: float) -> list[str]:
+        """Rank 0: entry ids of the next `groups` groups of the buffer, ours until acknowledged.
+
+        Raises:
+            BufferTimeout: there are fewer within `deadline_s` seconds; the next claim starts with those.
+        """
+        claims = self._buffer.claim(groups, deadline_s)
+        self._claimed = {claim.entry_id: claim.group for claim in claims}
+        return list(self._claimed)
+
+    def train(self, entry_ids: Sequence[str]) -> dict[str, float]:
+        """One step on these groups of the buffer; a collective.
+
+        Returns:
+            Metrics of the whole batch; `seconds/...` are this rank's.
+
+        Raises:
+            BufferCorrupt: an entry is not in the buffer any more.
+        """
+        engine, started = self._engine, time.perf_counter()
+        missing = [entry_id for entry_id in entry_ids if entry_id not in self._claimed]
+        found = dict(zip(missing, self._buffer.read(missing), strict=True)) if missing else {}
+        groups = [self._claimed.pop(entry_id, None) or found[entry_id] for entry_id in entry_ids]
+        read = time.perf_counter() - started
+        metrics = engine.step(groups, self._reward_weights)
+        metrics |= {"seconds/read": read, "seconds/train": time.perf_counter() - started}
+        self._metrics = metrics
+        log.info(
+            "step %d: loss %.4g, kl %.4g, grad norm %.3g, %d tokens of %d members in %.2f s",
+            engine.steps, metrics["loss"], metrics["kl"], metrics["grad_norm"], metrics["tokens"],
+            metrics["members"] - metrics["members_masked"], metrics["seconds/train"],
+        )  # fmt: skip
+        return metrics
+
+    def acknowledge(self, entry_ids: Sequence[str]) -> int:
+        """Rank 0: these groups are trained, and leave the buffer; how many were still there."""
+        return self._buffer.acknowledge(entry_ids)
+
+    def publish(self, version: int) -> Published | None:
+        """Publish the trained tensors as `version`; a collective, of which rank 0 returns what actors pull."""
+        engine = self._engine
+        if engine.rank == 0:
+            return self._publisher.publish(version, engine.trained_tensors())
+        if self._settings.zero_stage == 3:
+            for _ in engine.trained_tensors():  # gathering is a collective
+                pass
+        return None
+
+    def save(self, folder: str, run_state: dict[str, Any]) -> str:
+        """Write a checkpoint with `run_state` (JSON) beside it into the run's `folder` of checkpoints; a collective.
+
+        Returns its path.
+        """
+        path = checkpoint.save(self._engine, folder, run_state, self._settings.keep_checkpoints)
+        log.info("checkpoint %s", path)
+        return str(path)
+
+    def load(self, folder: str) -> dict[str, Any] | None:
+        """Go back to the newest complete checkpoint of `folder`; a collective.
+
+        Returns the `run_state` that was saved with it; None where there is no checkpoint, and nothing changes.
+
+        Raises:
+            CheckpointError: it is damaged, or of another policy, number of ranks or ZeRO stage.
+        """
+        path = checkpoint.newest(folder)
+        if path is None:
+            return None
+        state = checkpoint.load(self._engine, path)
+        log.info("back at step %d, from %s", self._engine.steps, path)
+        return state
+
+    def export(self, folder: str) -> None:
+        """Write the policy as a checkpoint in the Hugging Face layout; a collective."""
+        self._engine.export(folder)
+
+    def metrics(self) -> dict[str, float]:
+        """What the last `train` returned; empty before the first."""
+        return self._metrics
+
+    def close(self) -> None:
+        """Leave the buffer and the process group."""
+        self._buffer.close()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    @property
+    def _engine(self) -> LearnerEngine:
+        if self._joined is None:
+            raise LearnerError("this learner rank was not set up")
+        return self._joined
