@@ -15,6 +15,8 @@ SOCKET_TIMEOUT_S = 5.0
 BLOCK_S = 1.0
 """Longest single blocking read, seconds; longer waits repeat it."""
 
+MALFORMED = "(malformed URL)"
+
 UNANSWERED = (redis.ConnectionError, redis.TimeoutError)
 """Errors that may pass: Redis is away, restarting or loading its file."""
 REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
@@ -28,6 +30,8 @@ def connect(url: str) -> redis.Redis:
         RedisUnavailable: not a Redis URL. The message holds no part of it, for that might be a piece of a password.
     """
     try:
+        if shown(url) == MALFORMED:
+            raise ValueError
         return redis.Redis.from_url(
             url,
             protocol=2,
@@ -44,13 +48,15 @@ def connect(url: str) -> redis.Redis:
 
 
 def shown(url: str) -> str:
-    """The URL without password and options, for messages."""
+    """The URL without user, password and options, for messages."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return "(malformed URL)"
+        return MALFORMED
+    if "@" in parts.path:  # a password with a slash: what looks like host and path is a piece of it
+        return MALFORMED
     return f"{parts.scheme}://{host}{port}{parts.path}"
 
 

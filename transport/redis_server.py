@@ -105,7 +105,7 @@ def start_server(folder: str | Path, port: int | None = None, deadline_s: float 
     try:
         password = _password(folder / "redis.password")
         for attempts_left in (2, 1, 0):
-            chosen = port or _free_port()
+            chosen = _free_port(port or 0)
             process = _spawn(binary, folder, _CONFIG.format(port=chosen, password=password), lock)
             server = RedisServer(f"redis://:{password}@127.0.0.1:{chosen}/0", process.pid, folder, process)
             try:
@@ -242,9 +242,14 @@ def _password(path: Path) -> str:
     return password
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """`wanted`, or any if that is 0."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise RedisUnavailable(f"port {wanted} for redis-server: {error.strerror}") from error
         return int(probe.getsockname()[1])
 
 

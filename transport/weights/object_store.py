@@ -93,7 +93,9 @@ def _get(published: Published, index: int, timeout_s: float, deadline_s: float) 
     except GetTimeoutError as error:
         raise WeightTransferError(f"{where}: not there after {deadline_s:g} s") from error
     except RayError as error:
-        raise WeightTransferError(f"{where}: lost, for the learner that published it is gone ({error})") from error
+        raise WeightTransferError(
+            f"{where}: lost, for the learner that published it is gone ({type(error).__name__})"
+        ) from error
     if not isinstance(bucket, np.ndarray) or bucket.dtype != np.uint8 or bucket.size != manifest.bucket_bytes[index]:
         raise WeightTransferError(f"{where}: not the {manifest.bucket_bytes[index]} bytes that were published")
     if zlib.crc32(bucket.data) != manifest.checksums[index]:
