@@ -13,11 +13,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 from pydantic_core import PydanticSerializationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import save
+from safetensors.torch import load
 
 from policy.prompts import PromptRecord
 from transport.errors import WireError
@@ -98,14 +100,14 @@ def pack(group: TrajectoryGroup) -> bytes:
         raise WireError(f"group {group.id!r}: {_first(error)}") from error
     except PydanticSerializationError as error:  # a lone surrogate
         raise WireError(f"group {group.id!r}: text that is not Unicode ({error})") from error
-    wide = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
-    if len(wide) and (int(wide.min()) < 0 or int(wide.max()) > _INT32_MAX):
+    wide = torch.cat(ids).cpu() if ids else torch.empty(0, dtype=torch.int64)
+    if wide.numel() and (int(wide.min()) < 0 or int(wide.max()) > _INT32_MAX):
         raise WireError(f"group {group.id!r}: a token id is negative or beyond int32")
-    png = bytearray().join(pictures)
+    dense = torch.cat(logprobs).cpu() if logprobs else torch.empty(0)
     arrays = {
-        "ids": wide.to("cpu", torch.int32),
-        "logprobs": torch.cat(logprobs).cpu() if logprobs else torch.empty(0),
-        "pictures": torch.frombuffer(png, dtype=torch.uint8) if png else torch.empty(0, dtype=torch.uint8),
+        "ids": wide.numpy().astype(np.int32),
+        "logprobs": dense.detach().numpy(),
+        "pictures": np.frombuffer(b"".join(pictures), dtype=np.uint8),
     }
     body = b"".join((struct.pack(">I", len(head)), head, save(arrays)))
     return struct.pack(">4sHI", MAGIC, VERSION, zlib.crc32(body)) + body
@@ -144,15 +146,15 @@ def _member_header(member: Member) -> dict[str, object]:
         "semantic": None
         if semantic is None
         else {
-            "prompt": len(semantic.prompt_ids),
-            "tokens": len(semantic.token_ids),
+            "prompt": semantic.prompt_ids.numel(),
+            "tokens": semantic.token_ids.numel(),
             "temperature": semantic.temperature,
             "finish_reason": semantic.finish_reason,
             "weight_version": semantic.weight_version,
         },
         "image": {
-            "prompt": len(image.prompt_ids),
-            "tokens": len(image.token_ids),
+            "prompt": image.prompt_ids.numel(),
+            "tokens": image.token_ids.numel(),
             "guidance_scale": image.guidance_scale,
             "temperature": image.temperature,
             "weight_version": image.weight_version,
