@@ -115,7 +115,8 @@ class LearnerRank:
         engine, started = self._engine, time.perf_counter()
         missing = [entry_id for entry_id in entry_ids if entry_id not in self._claimed]
         found = dict(zip(missing, self._buffer.read(missing), strict=True)) if missing else {}
-        groups = [self._claimed.pop(entry_id, None) or found[entry_id] for entry_id in entry_ids]
+        groups = [self._claimed.get(entry_id) or found[entry_id] for entry_id in entry_ids]
+        self._claimed = {}
         read = time.perf_counter() - started
         metrics = engine.step(groups, self._reward_weights)
         metrics |= {"seconds/read": read, "seconds/train": time.perf_counter() - started}

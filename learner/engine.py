@@ -26,7 +26,7 @@ from learner.config import LearnerConfig
 from learner.objective import SegmentStats, segment_loss
 from learner.zero import frozen_engine, gathered, train_engine, whole_shape
 from policy.janus import Policy, save_policy, trained_parameters
-from policy.scoring import Scorer, Scores, TokenScores
+from policy.scoring import Distribution, Scorer, ScoreRows
 from transport.trajectory import TrajectoryGroup
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ class LearnerEngine:
             parameter.requires_grad_(True)
         if config.gradient_checkpointing:
             _checkpoint_layers(model)
-        scorer = Scorer(model, policy.layout)
+        scorer = _SegmentScorer(model, policy.layout)
         self.engine = train_engine(scorer, list(parameters.values()), _heads(scorer), config, total_steps)
         self._reference = None
         if reference is not None:
-            frozen = Scorer(reference, policy.layout)
+            frozen = _SegmentScorer(reference, policy.layout)
             self._reference = frozen_engine(frozen, _heads(frozen), config)
         size = sum(math.prod(shape) for shape in self.trained_shapes().values())
         kept = "no reference policy" if reference is None else "a frozen reference policy"
@@ -117,14 +117,14 @@ class LearnerEngine:
         reference: Tensor | None = None
         if self._reference is not None:
             with self._clock("reference"), torch.no_grad():
-                reference = _part(self._reference(rows, objective.distribution), segment).logprobs
+                reference, _ = self._reference(rows, objective.distribution)
         with self._clock("score"):
-            scores = _part(self.engine(rows, objective.distribution), segment)
+            logprobs, entropy = self.engine(rows, objective.distribution)
             loss, stats = segment_loss(
-                scores.logprobs,
+                logprobs,
                 batch.behaviour(self.device),
                 reference,
-                scores.entropy,
+                entropy,
                 batch.advantages(self.device),
                 objective.semantic_weight if segment == "semantic" else objective.image_weight,
                 objective,
@@ -208,10 +208,15 @@ class LearnerEngine:
         self._seconds[phase] += time.perf_counter() - started
 
 
-def _part(scores: Scores, segment: Segment) -> TokenScores:
-    part = scores.text if segment == "semantic" else scores.image
-    assert part is not None
-    return part
+class _SegmentScorer(Scorer):
+    """A scorer of rows of one segment, whose forward pass returns tensors: ZeRO 3 sees no others."""
+
+    def forward(self, rows: ScoreRows, distribution: Distribution = "guided") -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Log-probs and entropy [sum of T_i]."""
+        scores = super().forward(rows, distribution)
+        part = scores.text or scores.image
+        assert part is not None
+        return part.logprobs, part.entropy
 
 
 def _heads(scorer: Scorer) -> list[torch.nn.Parameter]:

@@ -1,0 +1,78 @@
+"""The same update at any layout: ranks, ZeRO stage, micro-batch size, gradient checkpointing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from learner_cases import random_groups
+from learner_worker import Trained, train, train_on_ranks
+
+from learner.config import LearnerConfig, ObjectiveConfig, OptimizerConfig
+from learner.process_group import Endpoint, join
+from policy.config import PolicyConfig
+from policy.janus import Policy
+from transport.trajectory import TrajectoryGroup
+
+SMALL, LARGE = 60, 100_000  # tokens of a micro-batch: a row or two, everything
+
+
+def layout(stage: int, tokens: int, checkpointing: bool = False) -> LearnerConfig:
+    return LearnerConfig(
+        zero_stage=stage,  # type: ignore[arg-type]
+        zero_persistence=0,
+        micro_batch_tokens=tokens,
+        gradient_checkpointing=checkpointing,
+        # A large eps, since Adam's first steps otherwise are the signs of gradients, noise included.
+        optimizer=OptimizerConfig(lr=1e-2, eps=1e-2, schedule="linear", grad_norm=0.5, weight_decay=0.01),
+        objective=ObjectiveConfig(beta=0.1),
+    )
+
+
+@pytest.fixture(scope="module")
+def steps(tiny_policy: Policy) -> list[list[TrajectoryGroup]]:
+    return [random_groups(tiny_policy, groups=3, members=4, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_config: PolicyConfig, steps: list[list[TrajectoryGroup]]) -> Trained:
+    """One rank, no ZeRO, one micro-batch a segment."""
+    if not torch.distributed.is_initialized():
+        join(0, 1, Endpoint("127.0.0.1", 0), None, deadline_s=60)
+    return train(tiny_config, layout(0, LARGE), steps)
+
+
+def agree(got: Trained, plain: Trained) -> None:
+    assert got.tensors.keys() == plain.tensors.keys()
+    for name, tensor in plain.tensors.items():
+        assert (got.tensors[name] - tensor).abs().max() <= 1e-5, name
+    for mine, theirs in zip(got.metrics, plain.metrics, strict=True):
+        for name, value in theirs.items():
+            if not name.startswith(("seconds/", "micro_batches")):
+                assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_the_plain_layout_moves(plain: Trained, tiny_policy: Policy) -> None:
+    before = tiny_policy.model.state_dict()
+    moved = [(tensor - before[name]).abs().max() for name, tensor in plain.tensors.items()]
+    assert min(moved) > 1e-4 and max(moved) > 5e-3
+    assert [m["lr"] for m in plain.metrics] == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+    assert plain.metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and plain.metrics[1]["kl"] > 1e-4
+    assert plain.metrics[0]["members_masked"] == 3 and plain.metrics[0]["grad_norm"] > 0.5
+
+
+@pytest.mark.parametrize("stage, checkpointing", [(0, True), (1, False), (2, False), (3, False), (3, True)])
+def test_one_rank(
+    tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]], stage: int, checkpointing: bool
+) -> None:
+    agree(train(tiny_config, layout(stage, SMALL, checkpointing), steps), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks(tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]]) -> None:
+    layouts = [layout(stage, tokens) for stage in range(4) for tokens in (SMALL, LARGE)]
+    layouts.append(layout(3, SMALL, checkpointing=True))
+    for config, by_rank in zip(layouts, train_on_ranks(2, tiny_config, layouts, steps), strict=True):
+        for trained in by_rank:
+            agree(trained, plain)
+        assert by_rank[0].metrics[0]["micro_batches"] == by_rank[1].metrics[0]["micro_batches"], config
