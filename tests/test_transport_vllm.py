@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import ray
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transport.errors import WeightTransferError
-from transport.weights.channel import Published, WeightManifest, WeightReceiver
+from transport.weights.channel import Published
+from transport.weights.object_store import ObjectStorePublisher
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -34,14 +39,17 @@ CONFIG = LlamaConfig(
 PROMPT = [1, *range(5, 40)]
 
 
-class InProcess(WeightReceiver):
-    """The receiver of tensors that are here already."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-
-    def receive(self, published: Published, deadline_s: float) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self.tensors.items()
+@pytest.fixture(scope="module")
+def publisher() -> Iterator[ObjectStorePublisher]:
+    ray.init(
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        _temp_dir=tempfile.mkdtemp(prefix="ray_transport_", dir="/tmp"),
+        logging_level="ERROR",
+    )
+    yield ObjectStorePublisher(bucket_mb=1)
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +92,10 @@ def policy(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(CONFIG).eval().requires_grad_(False)
 
 
-def apply(llm: LLM, tensors: dict[str, torch.Tensor], version: int) -> int:
+def apply(llm: LLM, published: Published) -> int:
     from transport.weights.vllm_engine import apply_to_vllm
 
-    published = Published(WeightManifest(version, (), (), ()), ())
-    return apply_to_vllm(llm, published, deadline_s=5.0, receiver=InProcess(tensors))
+    return apply_to_vllm(llm, published, deadline_s=20.0)
 
 
 def worst_difference(llm: LLM, model: LlamaForCausalLM) -> float:
@@ -105,45 +112,39 @@ def worst_difference(llm: LLM, model: LlamaForCausalLM) -> float:
     return float((ours - theirs).abs().max())
 
 
-def test_weights_arrive_and_replace_those_before(llm: LLM) -> None:
+def test_weights_arrive_and_replace_those_before(llm: LLM, publisher: ObjectStorePublisher) -> None:
     first, second = policy(1), policy(2)
-    assert apply(llm, janus_state(first), 1) == 1
+    assert apply(llm, publisher.publish(1, janus_state(first).items())) == 1
     assert worst_difference(llm, first) < 1e-5
-    assert apply(llm, janus_state(second), 2) == 2
+    assert apply(llm, publisher.publish(2, janus_state(second).items())) == 2
     assert worst_difference(llm, second) < 1e-5
     assert worst_difference(llm, first) > 1e-3
     assert llm.get_weight_version() == "2"
 
 
-def test_an_incomplete_publication_changes_nothing(llm: LLM) -> None:
+def test_an_incomplete_publication_changes_nothing(llm: LLM, publisher: ObjectStorePublisher) -> None:
     model = policy(3)
-    apply(llm, janus_state(model), 3)
+    apply(llm, publisher.publish(3, janus_state(model).items()))
     tensors = janus_state(policy(4))
     del tensors["model.language_model.layers.1.self_attn.k_proj.weight"]
-    with pytest.raises(WeightTransferError, match=r"weights 4: 1 tensors .*layers.1.self_attn.k_proj.weight"):
-        apply(llm, tensors, 4)
+    with pytest.raises(WeightTransferError, match=r"weights 4: 1 tensors .*layers\.1\.self_attn\.k_proj\.weight"):
+        apply(llm, publisher.publish(4, tensors.items()))
     assert worst_difference(llm, model) < 1e-5
 
 
-def test_a_transfer_that_fails_changes_nothing(llm: LLM) -> None:
-    class Breaks(InProcess):
-        def receive(self, published: Published, deadline_s: float) -> Iterator[tuple[str, torch.Tensor]]:
-            yield next(iter(self.tensors.items()))
-            raise WeightTransferError("weights 6, bucket 2 of 9: damaged")
-
-    from transport.weights.vllm_engine import apply_to_vllm
-
+def test_a_transfer_that_fails_changes_nothing(llm: LLM, publisher: ObjectStorePublisher) -> None:
     model = policy(5)
-    apply(llm, janus_state(model), 5)
-    published = Published(WeightManifest(6, (), (), ()), ())
-    with pytest.raises(WeightTransferError, match="bucket 2 of 9"):
-        apply_to_vllm(llm, published, deadline_s=5.0, receiver=Breaks(janus_state(policy(6))))
+    apply(llm, publisher.publish(5, janus_state(model).items()))
+    published = publisher.publish(6, janus_state(policy(6)).items())
+    handles = (ray.put(np.zeros(published.manifest.bucket_bytes[0], np.uint8)), *published.handles[1:])
+    with pytest.raises(WeightTransferError, match="weights 6, bucket 1 of 1: damaged"):
+        apply(llm, dataclasses.replace(published, handles=handles))
     assert worst_difference(llm, model) < 1e-5
     assert llm.get_weight_version() == "5"
 
 
-def test_weights_of_another_shape_are_refused(llm: LLM) -> None:  # the last test: it breaks the engine
-    tensors = janus_state(policy(7))
+def test_weights_of_another_shape_are_refused(llm: LLM, publisher: ObjectStorePublisher) -> None:
+    tensors = janus_state(policy(7))  # the last test: it breaks the engine
     tensors["model.language_model.layers.0.mlp.down_proj.weight"] = torch.zeros(3, 3)
     with pytest.raises(WeightTransferError, match="weights 7: vLLM could not load them"):
-        apply(llm, tensors, 7)
+        apply(llm, publisher.publish(7, tensors.items()))

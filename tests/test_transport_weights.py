@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from transport.errors import WeightTransferError
 from transport.weights.channel import BucketPlan, Published
-
-ray = pytest.importorskip("ray")
-
-from transport.weights.object_store import ObjectStorePublisher, ObjectStoreReceiver  # noqa: E402
+from transport.weights.object_store import ObjectStorePublisher, ObjectStoreReceiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
