@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from torch import Tensor
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from actors.config import SemanticConfig
@@ -73,7 +74,7 @@ class SemanticActor:
         trained = trained_parameters(model, "language_model")
         return await self._load(version, [(name, value.detach()) for name, value in trained.items()])
 
-    async def _load(self, version: int, tensors: list) -> int:
+    async def _load(self, version: int, tensors: list[tuple[str, Tensor]]) -> int:
         start = time.perf_counter()
         await self._loop.exclusive(lambda: self._writer.load(version, tensors), self._config.deadline_s)
         self._sync_s = time.perf_counter() - start
@@ -86,7 +87,11 @@ class SemanticActor:
     def metrics(self) -> dict[str, float]:
         """Counters since the start; `sync_s` is how long the last weight update took, waiting included."""
         version = -1 if self._writer.version is None else self._writer.version
-        return self._loop.metrics() | {"tokens": self._tokens, "sync_s": self._sync_s, "weight_version": version}
+        return self._loop.metrics() | {
+            "tokens": float(self._tokens),
+            "sync_s": self._sync_s,
+            "weight_version": float(version),
+        }
 
     def ping(self) -> bool:
         """Answers while the process lives."""

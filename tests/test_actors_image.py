@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,13 +121,13 @@ def test_weights_that_do_not_fit_change_nothing(actor: ImageActor) -> None:
         (): "no tensor came",
     }.items():
         with pytest.raises(WeightsError, match=message):
-            run(actor._loop.exclusive(lambda tensors=tensors: actor._painter.load(3, tensors), 60))
+            run(actor._loop.exclusive(partial(actor._painter.load, 3, tensors), 60))
     assert actor.version() == 0
     assert tokens(run(actor.sample(requests(2)))) == expected
 
 
 def test_a_bad_prompt_stops_its_call_only(actor: ImageActor) -> None:
-    async def both() -> list[Any]:
+    async def both() -> Any:
         bad = [*requests(2), ImageRequest("red " * 200, "", 0)]
         return await asyncio.gather(actor.sample(requests(3)), actor.sample(bad), return_exceptions=True)
 
