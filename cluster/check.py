@@ -1,4 +1,4 @@
-"""`bicot check`: open every path of a run, estimate its memory, start nothing. `bicot train` checks the same first."""
+"""`bicot check`: open all paths of a run, estimate its memory, start nothing. `bicot train` checks the same first."""
 
 from __future__ import annotations
 

@@ -14,7 +14,13 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 is success, 1 a failure, 2 a wrong call, 130 a run that was interrupted."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    # argparse takes positional arguments up to the first option only; overrides may stand behind one, too.
+    arguments, rest = parser.parse_known_args(argv)
+    if any(text.startswith("-") or "overrides" not in arguments for text in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     # Where the working directory is the project (ray job submit, make), rewards and data files are found from it.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -75,10 +81,12 @@ def _check(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from cluster.config import load_config
     from cluster.console import own_console
+    from cluster.environment import prepare
 
     config = load_config(arguments.config, arguments.overrides)
     console = own_console()
     console.print(f"bicot: [bold]{arguments.config}[/bold], {config.steps} steps into {config.folder}")
+    prepare(config)
     from cluster.job import run_job
 
     return run_job(config, console, resume=arguments.resume, fresh=arguments.fresh)

@@ -7,14 +7,15 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cluster.held_out import HeldOutScores
+if TYPE_CHECKING:  # the console speaks before Ray and torch are imported
+    from cluster.held_out import HeldOutScores
 
 
 def own_console() -> Console:

@@ -93,6 +93,7 @@ class _Job:
                 return None
             self.display.phase("scoring held-out prompts")
             await self._score(system, self.progress.step, "test")
+            await system.ranks.export()
             return self._summary(self.progress.step - first, seconds, time.monotonic() - began)
 
     async def _score(self, system: System, step: int, *splits: str) -> None:

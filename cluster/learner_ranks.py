@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.errors import StageError
 from cluster.pool import Pool, PoolSpec
 from cluster.run_folder import RunFolder
 from transport.weights.channel import Published
 
 
 class LearnerRanks:
-    """The ranks of the learner."""
+    """The ranks of the learner; every method is one call to each of them, within the learner's deadline."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, buffer_url: str, run: str) -> None:
         learner = config.learner
+        self._folder = folder
+        self._deadline_s = config.buffer.deadline_s
         arguments = {
             "policy": config.policy,
             "learner": learner,
@@ -26,11 +26,56 @@ class LearnerRanks:
             "reward_weights": config.rewards.weights,
             "run": run,
             "total_steps": config.steps,
-            "seed": config.seed,
+            "ranks": learner.ranks,
         }
         spec = PoolSpec(
             "learner", "learner.actor:LearnerRank", arguments, learner.ranks, learner.cpus, learner.gpus,
-            learner.threads, learner.deadline_s, concurrent=False,
+            learner.threads, learner.deadline_s, concurrent=False, ranked=True,
         )  # fmt: skip
         self._pool = Pool(spec, folder.logs, restarts=0)
-        self._folder = folder
+
+    async def start(self, deadline_s: float) -> None:
+        """Start the ranks, and let them meet."""
+        pool = self._pool
+        await pool.start(deadline_s)
+        nodes = await asyncio.gather(*(pool.node_of(replica) for replica in pool.replicas))
+        host = nodes[0] if len(set(nodes)) > 1 else "127.0.0.1"
+        endpoint = await self._first("address", host, work="rendezvous")
+        await self._all("setup", endpoint, work="start-up")
+
+    async def train(self, groups: int) -> dict[str, float]:
+        """Claim `groups` groups, take a step on them, acknowledge them; the step's statistics."""
+        work = f"a step on {groups} groups"
+        entries = await self._first("claim", groups, self._deadline_s, work=work)
+        statistics: dict[str, float] = (await self._all("train", entries, work=work))[0]
+        await self._first("acknowledge", entries, work=work)
+        return statistics
+
+    async def publish(self, version: int) -> Published:
+        """Put the trained weights where actors find them."""
+        published: Published = (await self._all("publish", version, work=f"publishing weights {version}"))[0]
+        return published
+
+    async def save(self, step: int, state: dict[str, Any]) -> None:
+        """Checkpoint weights, optimizer and random states together with the run's own `state`."""
+        await self._all("save", str(self._folder.checkpoints), state, work=f"the checkpoint of step {step}")
+
+    async def restore(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint, and return its run state; None where there is none."""
+        states = await self._all("load", str(self._folder.checkpoints), work="loading the newest checkpoint")
+        state: dict[str, Any] | None = states[0]
+        return state
+
+    async def export(self) -> None:
+        """Write the policy as a checkpoint that `bicot generate` reads."""
+        await self._all("export", str(self._folder.policy), work="the export of the policy")
+
+    def close(self) -> None:
+        """End the ranks."""
+        self._pool.close()
+
+    async def _first(self, method: str, *args: Any, work: str) -> Any:
+        return await self._pool.tell(self._pool.replicas[0], method, *args, work=work)
+
+    async def _all(self, method: str, *args: Any, work: str) -> list[Any]:
+        return await self._pool.everywhere(method, *args, work=work)

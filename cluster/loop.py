@@ -14,7 +14,8 @@ from cluster.errors import StageError
 from cluster.prompt_order import PromptOrder, Visit
 from cluster.rollout import Rollout
 from cluster.step_row import step_row
-from transport.buffer import BufferTimeout, BufferUnavailable, TrajectoryBuffer
+from transport.buffer import TrajectoryBuffer
+from transport.errors import TransportError
 from transport.trajectory import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class TrainingLoop:
         start, deadline = time.monotonic(), self.config.buffer.deadline_s
         try:
             await asyncio.to_thread(self.buffer.append, group, deadline)
-        except (BufferTimeout, BufferUnavailable) as error:
+        except TransportError as error:
             raise StageError("buffer", f"group {group.id}", time.monotonic() - start, str(error)) from error
         self._groups[visit.index] = group
         self._appended[visit.index].set()

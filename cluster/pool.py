@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What a pool is made of: `target` is "module:Class", `arguments` its keyword arguments."""
+    """What a pool is made of: `target` is "module:Class", `arguments` its keyword arguments.
+
+    `concurrent` replicas take calls side by side, others one at a time; `ranked` ones get their number as the argument
+    `rank`.
+    """
 
     name: str
     target: str
@@ -32,12 +36,14 @@ class PoolSpec:
     threads: int
     deadline_s: float
     concurrent: bool = True
+    ranked: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Replica:
     """One process of a pool; `busy` counts calls that are under way, `busy_s` sums the seconds it had any."""
 
+    number: int
     name: str
     log: Path
     actor: Any
@@ -90,7 +96,7 @@ class Pool:
         Raises:
             StageError: one did not start within `deadline_s` seconds.
         """
-        self.replicas = [self._spawn(f"{self.name}-{number}") for number in range(self.spec.replicas)]
+        self.replicas = [self._spawn(number) for number in range(self.spec.replicas)]
         await asyncio.gather(*(self._ready(replica, deadline_s) for replica in self.replicas))
 
     async def call(self, method: str, *args: Any, work: str) -> Any:
@@ -136,14 +142,20 @@ class Pool:
         """
         return await self._ask(replica, method, args, work, self.spec.deadline_s)
 
+    async def node_of(self, replica: Replica) -> str:
+        """The address of the machine that a replica runs on."""
+        address: str = await self._await(replica, replica.actor.node.remote(), "its address", self.spec.deadline_s)
+        return address
+
     def close(self) -> None:
         """Kill every replica."""
         for replica in self.replicas:
             ray.kill(replica.actor)
         self.replicas = []
 
-    def _spawn(self, name: str) -> Replica:
-        spec = self.spec
+    def _spawn(self, number: int) -> Replica:
+        spec, name = self.spec, f"{self.name}-{number}"
+        arguments = spec.arguments | ({"rank": number} if spec.ranked else {})
         log = self._logs / f"{name}.log"
         threads = {key: str(spec.threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         actor_class = ray.remote(ConcurrentWorker if spec.concurrent else Worker)
@@ -153,8 +165,8 @@ class Pool:
             max_restarts=0,
             runtime_env={"env_vars": threads},
             **({"max_concurrency": 1000} if spec.concurrent else {}),
-        ).remote(spec.target, str(log), spec.arguments)
-        return Replica(name, log, actor)
+        ).remote(spec.target, str(log), arguments)
+        return Replica(number, name, log, actor)
 
     async def _ready(self, replica: Replica, deadline_s: float) -> None:
         await self._await(replica, replica.actor.pid.remote(), "start-up", deadline_s)
@@ -208,7 +220,7 @@ class Pool:
     async def _renew(self, replica: Replica) -> None:
         try:
             ray.kill(replica.actor)
-            fresh = self._spawn(replica.name)
+            fresh = self._spawn(replica.number)
             await self._ready(fresh, self.spec.deadline_s)
             self.replicas[self.replicas.index(replica)] = fresh
         finally:

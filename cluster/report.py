@@ -105,7 +105,8 @@ def _pairs(folder: RunFolder) -> list[dict[str, Any]]:
             after = {sample["prompt"]: sample for sample in last["samples"]}
             return [
                 {"prompt": one["prompt"], "family": one["family"],
-                 "sides": [(first["step"], _shown(folder, one)), (last["step"], _shown(folder, after[one["prompt"]]))]}
+                 "sides": [(first["step"], _shown(folder, one)),
+                           (last["step"], _shown(folder, after[one["prompt"]]))]}
                 for one in first["samples"] if one["prompt"] in after
             ]  # fmt: skip
     return []

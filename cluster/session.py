@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Self
 import ray
 
 from cluster.config import RunConfig
+from cluster.environment import cluster_address
 from cluster.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def check_fits(config: RunConfig, cluster: Resources) -> None:
 
 def local_resources(config: RunConfig) -> Resources | None:
     """What a local cluster of this run would have; None when the run joins one that runs already."""
-    if _address(config) is not None:
+    if cluster_address(config) is not None:
         return None
     gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])  # noqa: PTH208
     return Resources(config.ray.cpus or os.cpu_count() or 1, gpus)
@@ -74,18 +74,13 @@ class RaySession:
 
     @classmethod
     def start(cls, config: RunConfig) -> Self:
-        """Join the cluster, or start one, and check that the pools fit.
+        """Join the cluster, or start one, and check that the pools fit; `environment.prepare` came first.
 
         Raises:
             RunError: no cluster at the address, or the pools are larger than the cluster.
         """
-        address = _address(config)
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        address = cluster_address(config)
         temporary = None if address else tempfile.mkdtemp(prefix="bicot-")
-        if temporary:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         try:
             ray.init(
                 address or "local",
@@ -110,13 +105,12 @@ class RaySession:
         logger.info("Ray: %s, %s", ray.get_runtime_context().gcs_address, total)
         return session
 
+    def nodes(self) -> int:
+        """Machines of the cluster that are up."""
+        return sum(node["Alive"] for node in ray.nodes())
+
     def close(self) -> None:
         """Disconnect; stop the cluster if this session started it."""
         ray.shutdown()
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def _address(config: RunConfig) -> str | None:
-    # `ray job submit` tells the driver its cluster through RAY_ADDRESS.
-    return config.ray.address or os.environ.get("RAY_ADDRESS")

@@ -66,7 +66,10 @@ class System:
         url = config.buffer.url or _own_redis(folder, stack)
         buffer = TrajectoryBuffer(url, name, config.buffer.capacity, reconnect_s=config.buffer.reconnect_s)
         stack.callback(buffer.close)
-        stack.callback(RaySession.start(config).close)
+        session = RaySession.start(config)
+        stack.callback(session.close)
+        if config.buffer.url is None and session.nodes() > 1:
+            raise RunError("buffer.url: a run on several machines needs the URL of a Redis that all of them reach")
 
         display.phase("starting the pools: vLLM, image sampler, rewards, learner")
         ranks = LearnerRanks(config, folder, url, name)

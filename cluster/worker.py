@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ray.util
+
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -47,6 +49,10 @@ class Worker:
     def pid(self) -> int:
         """The process's id on its own machine."""
         return os.getpid()
+
+    def node(self) -> str:
+        """The address of its machine."""
+        return str(ray.util.get_node_ip_address())
 
 
 class ConcurrentWorker:
