@@ -294,6 +294,20 @@ def test_a_killed_redis_is_reported_within_the_deadline(tmp_path: Path) -> None:
             assert password not in str(caught.value)
 
 
+def test_a_redis_that_hangs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transport.redis_client.SOCKET_TIMEOUT_S", 0.3)
+    with start_server(tmp_path) as server:
+        buffer = TrajectoryBuffer(server.url, "demo", 4, reconnect_s=0.2)
+        os.kill(server.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(BufferUnavailable, match="Timeout"):
+            buffer.append(group("a"), 30)
+        assert time.monotonic() - started < 3
+        os.kill(server.pid, signal.SIGCONT)
+        assert buffer.append(group("b"), 5)
+        assert "b" in buffer.known_ids()
+
+
 def test_a_redis_that_comes_back_has_lost_nothing(tmp_path: Path) -> None:
     with start_server(tmp_path) as server:
         port = int(server.url.rsplit(":", 1)[1].split("/")[0])

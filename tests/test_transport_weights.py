@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,16 +26,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 def cluster() -> Iterator[None]:
     here = Path(__file__).parent
     paths = os.pathsep.join(filter(None, [str(here), str(here.parent), os.environ.get("PYTHONPATH")]))
+    folder = tempfile.mkdtemp(prefix="ray_transport_", dir="/tmp")  # short: sockets lie in it
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=200 << 20,
-        _temp_dir=tempfile.mkdtemp(prefix="ray_transport_", dir="/tmp"),
+        _temp_dir=folder,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
         logging_level="ERROR",
     )
     yield
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def tensors(version: int) -> dict[str, torch.Tensor]:
