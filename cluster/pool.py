@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class PoolSpec:
     """What a pool is made of: `target` is "module:Class", `arguments` its keyword arguments.
 
-    `concurrent` replicas take calls side by side, others one at a time; `ranked` ones get their number as the argument
-    `rank`.
+    `concurrent` replicas take calls side by side, others one at a time; `ranked` ones get their number as the
+    argument `rank`.
     """
 
     name: str

@@ -17,6 +17,8 @@ from cluster.errors import RunError
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPTS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -81,20 +83,17 @@ class RaySession:
         """
         address = cluster_address(config)
         temporary = None if address else tempfile.mkdtemp(prefix="bicot-")
-        try:
-            ray.init(
-                address or "local",
-                num_cpus=config.ray.cpus if temporary else None,
-                object_store_memory=config.ray.object_store_mb << 20 if temporary else None,
-                include_dashboard=False if temporary else None,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=temporary,
-            )
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            raise RunError(
-                f"ray.address: no Ray cluster could be reached at {address or 'local'}: {error}"
-            ) from error
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                _connect(config, address, temporary)
+                break
+            except Exception as error:  # Ray raises plain Exception when a busy machine is slower than its 30 s
+                ray.shutdown()
+                logger.warning("Ray, attempt %d of %d", attempt, _ATTEMPTS, exc_info=True)
+                if attempt == _ATTEMPTS:
+                    where = f"reached at {address}" if address else "started on this machine"
+                    reason = str(error).strip().partition("\n")[0]
+                    raise RunError(f"ray.address: no Ray cluster could be {where}: {reason}") from error
         session = cls(temporary)
         try:
             total = ray.cluster_resources()
@@ -114,3 +113,15 @@ class RaySession:
         ray.shutdown()
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _connect(config: RunConfig, address: str | None, temporary: str | None) -> None:
+    ray.init(
+        address or "local",
+        num_cpus=config.ray.cpus if temporary else None,
+        object_store_memory=config.ray.object_store_mb << 20 if temporary else None,
+        include_dashboard=False if temporary else None,
+        log_to_driver=False,
+        configure_logging=False,
+        _temp_dir=temporary,
+    )
