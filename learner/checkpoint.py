@@ -127,18 +127,22 @@ def load(engine: LearnerEngine, path: str | Path) -> dict[str, Any]:
         if state[key] != value:
             told = "other tensors" if key == "trained" else f"{key} {state[key]}, this run has {value}"
             raise CheckpointError(f"checkpoint {path / 'state.json'} does not fit: it holds {told}")
-    file = path / f"random-{engine.rank:05d}.pt"
-    try:
-        loaded, _ = engine.engine.load_checkpoint(str(path), tag=_ENGINE, load_module_strict=False)
-        states = torch.load(file, weights_only=True)
-    except Exception as error:  # whatever damaged bytes make torch and DeepSpeed raise
-        bad = next((name for name in _files(path) if name.suffix == ".pt" and _is_damaged(name)), path / _ENGINE)
-        raise CheckpointError(f"checkpoint {bad} cannot be loaded: {error}") from error
+    _check_bytes(engine, [path / name for name in state["files"] if name.endswith(".pt")])
+    loaded, _ = engine.engine.load_checkpoint(str(path), tag=_ENGINE, load_module_strict=False)
     if loaded is None:
         raise CheckpointError(f"checkpoint {path / _ENGINE} holds nothing that DeepSpeed can load")
-    _set_random_states(states)
+    _set_random_states(torch.load(path / f"random-{engine.rank:05d}.pt", weights_only=True))
     run_state: dict[str, Any] = state["run_state"]
     return run_state
+
+
+def _check_bytes(engine: LearnerEngine, files: list[Path]) -> None:
+    """Check the files' checksums, which torch.load does not; each rank a share, and all of them fail together."""
+    damaged: list[list[str]] = [[] for _ in range(engine.ranks)]
+    mine = [str(file) for file in files[engine.rank :: engine.ranks] if _is_damaged(file)]
+    dist.all_gather_object(damaged, mine)
+    if names := sorted(name for found in damaged for name in found):
+        raise CheckpointError(f"checkpoint {names[0]} is damaged: its checksums do not fit its bytes")
 
 
 def _layout(engine: LearnerEngine) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -26,6 +27,8 @@ import deepspeed.ops
 from learner.config import LearnerConfig
 from learner.schedule import lr_factor
 
+# torch renamed collectives that DeepSpeed calls at every step.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 # A shared-memory all-reduce for inference, which training never calls.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

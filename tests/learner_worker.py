@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import queue
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,19 +37,32 @@ def train(policy: PolicyConfig, config: LearnerConfig, steps: list[list[Trajecto
     return Trained({name: tensor.clone() for name, tensor in engine.trained_tensors()}, metrics)
 
 
-def train_on_ranks(
-    ranks: int,
-    policy: PolicyConfig,
-    configs: list[LearnerConfig],
-    steps: list[list[TrajectoryGroup]],
-    deadline_s: float = 300,
-) -> list[list[Trained]]:
-    """`train` with each config, on processes that form one group; [config][rank]."""
+def train_and_resume(
+    policy: PolicyConfig, config: LearnerConfig, steps: list[list[TrajectoryGroup]], folder: Path
+) -> tuple[Trained, Trained]:
+    """Train in one go, and with an end and a resume half-way: the two must not differ."""
+    from learner import checkpoint
+    from learner.engine import LearnerEngine
+
+    half = len(steps) // 2
+    first = LearnerEngine(load_policy(policy), policy.trained, config, total_steps=len(steps))
+    for groups in steps[:half]:
+        first.step(groups, WEIGHTS)
+    path = checkpoint.save(first, folder, {"cursor": half}, keep=1)
+    second = LearnerEngine(load_policy(policy), policy.trained, config, total_steps=len(steps))
+    assert checkpoint.load(second, path) == {"cursor": half}
+    metrics = [second.step(groups, WEIGHTS) for groups in steps[half:]]
+    resumed = Trained({name: tensor.clone() for name, tensor in second.trained_tensors()}, metrics)
+    return train(policy, config, steps), resumed
+
+
+def on_ranks(ranks: int, jobs: list[tuple[Any, ...]], deadline_s: float = 400) -> list[list[Any]]:
+    """Run jobs (a function of this module and its arguments) on processes that form one group; [job][rank]."""
     context = multiprocessing.get_context("spawn")
     answers: multiprocessing.Queue[Any] = context.Queue()
     endpoint: multiprocessing.Queue[Any] = context.Queue()
     workers = [
-        context.Process(target=_main, args=(rank, ranks, policy, configs, steps, endpoint, answers))
+        context.Process(target=_main, args=(rank, ranks, pickle.dumps(jobs), endpoint, answers))
         for rank in range(ranks)
     ]
     for worker in workers:
@@ -62,10 +77,11 @@ def train_on_ranks(
             worker.kill()
     for rank, outcome in found.items():
         assert not isinstance(outcome, str), f"rank {rank}: {outcome}"
-    return [[found[rank][number] for rank in range(ranks)] for number in range(len(configs))]
+    results = [pickle.loads(found[rank]) for rank in range(ranks)]
+    return [[results[rank][number] for rank in range(ranks)] for number in range(len(jobs))]
 
 
-def _main(rank: int, ranks: int, policy: Any, configs: Any, steps: Any, endpoint: Any, answers: Any) -> None:
+def _main(rank: int, ranks: int, jobs: bytes, endpoint: Any, answers: Any) -> None:
     torch.set_num_threads(1)
     try:
         from learner.process_group import Rendezvous, join
@@ -75,6 +91,8 @@ def _main(rank: int, ranks: int, policy: Any, configs: Any, steps: Any, endpoint
             for _ in range(ranks - 1):
                 endpoint.put(rendezvous.endpoint)
         join(rank, ranks, rendezvous.endpoint if rendezvous else endpoint.get(timeout=120), rendezvous, 120)
-        answers.put((rank, [train(policy, config, steps) for config in configs]))
+        results = [job(*arguments) for job, *arguments in pickle.loads(jobs)]
+        # Pickled here: a tensor in a queue would be lost with the process that put it.
+        answers.put((rank, pickle.dumps(results)))
     except Exception:
         answers.put((rank, traceback.format_exc()))

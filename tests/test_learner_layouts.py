@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from learner_cases import random_groups
-from learner_worker import Trained, train, train_on_ranks
+from learner_worker import Trained, on_ranks, train
 
 from learner.config import LearnerConfig, ObjectiveConfig, OptimizerConfig
 from learner.process_group import Endpoint, join
@@ -30,7 +30,7 @@ def layout(stage: int, tokens: int, checkpointing: bool = False) -> LearnerConfi
 
 @pytest.fixture(scope="module")
 def steps(tiny_policy: Policy) -> list[list[TrajectoryGroup]]:
-    return [random_groups(tiny_policy, groups=3, members=4, seed=seed) for seed in range(3)]
+    return [random_groups(tiny_policy, groups=3, members=4, seed=seed) for seed in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_plain_layout_moves(plain: Trained, tiny_policy: Policy) -> None:
     before = tiny_policy.model.state_dict()
     moved = [(tensor - before[name]).abs().max() for name, tensor in plain.tensors.items()]
     assert min(moved) > 1e-4 and max(moved) > 5e-3
-    assert [m["lr"] for m in plain.metrics] == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+    assert [m["lr"] for m in plain.metrics] == pytest.approx([1e-2, 5e-3])
     assert plain.metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and plain.metrics[1]["kl"] > 1e-4
     assert plain.metrics[0]["members_masked"] == 3 and plain.metrics[0]["grad_norm"] > 0.5
 
@@ -70,9 +70,9 @@ def test_one_rank(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks(tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]]) -> None:
-    layouts = [layout(stage, tokens) for stage in range(4) for tokens in (SMALL, LARGE)]
-    layouts.append(layout(3, SMALL, checkpointing=True))
-    for config, by_rank in zip(layouts, train_on_ranks(2, tiny_config, layouts, steps), strict=True):
+    layouts = [layout(0, SMALL), layout(1, LARGE), layout(2, SMALL), layout(3, SMALL), layout(3, LARGE, True)]
+    jobs = [(train, tiny_config, config, steps) for config in layouts]
+    for config, by_rank in zip(layouts, on_ranks(2, jobs), strict=True):
         for trained in by_rank:
             agree(trained, plain)
         assert by_rank[0].metrics[0]["micro_batches"] == by_rank[1].metrics[0]["micro_batches"], config
