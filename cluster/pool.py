@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from actors.errors import EngineError
 from cluster.errors import StageError, log_tail
 from cluster.worker import ConcurrentWorker, Worker
 
@@ -62,6 +63,10 @@ class Replica:
         self.busy -= 1
         if self.busy == 0:
             self.busy_s += time.monotonic() - self.since
+
+
+class ReplicaLost(StageError):
+    """The replica's process is of no more use: it died, its engine failed, or it missed its deadline."""
 
 
 class Pool:
@@ -115,9 +120,7 @@ class Pool:
             replica = min(alive, key=lambda one: one.busy)
             try:
                 return await self._ask(replica, method, args, work, self.spec.deadline_s)
-            except StageError as error:
-                if error.__cause__ is None or isinstance(error.__cause__, RayTaskError):
-                    raise
+            except ReplicaLost as error:
                 await self._replace(replica, error)
 
     async def everywhere(self, method: str, *args: Any, work: str) -> list[Any]:
@@ -126,9 +129,7 @@ class Pool:
         async def one(replica: Replica) -> Any:
             try:
                 return await self._ask(replica, method, args, work, self.spec.deadline_s)
-            except StageError as error:
-                if error.__cause__ is None or isinstance(error.__cause__, RayTaskError):
-                    raise
+            except ReplicaLost as error:
                 await self._replace(replica, error)
                 return None
 
@@ -182,22 +183,21 @@ class Pool:
 
     async def _await(self, replica: Replica, reference: Any, work: str, deadline_s: float) -> Any:
         start = time.monotonic()
+        kind: type[StageError] = ReplicaLost
         try:
             return await asyncio.wait_for(_result(reference), deadline_s)
         except RayTaskError as error:
             reason = f"{replica.name} raised {type(error.cause).__name__}: {error.cause}"
-            raise self._error(replica, work, start, reason) from error
+            kind = ReplicaLost if isinstance(error.cause, EngineError) else StageError
+            cause: Exception = error
         except RayActorError as error:
-            raise self._error(replica, work, start, f"{replica.name} died") from error
+            reason, cause = f"{replica.name} died", error
         except TimeoutError as error:
-            reason = f"no answer from {replica.name} within its deadline of {deadline_s:g} s"
-            raise self._error(replica, work, start, reason) from error
+            reason, cause = f"no answer from {replica.name} within its deadline of {deadline_s:g} s", error
         except RayError as error:
-            raise self._error(replica, work, start, f"{type(error).__name__}: {error}") from error
-
-    def _error(self, replica: Replica, work: str, start: float, reason: str) -> StageError:
-        reason = f"{reason}; see {replica.log}"
-        return StageError(self.name, work, time.monotonic() - start, reason, log_tail(str(replica.log)))
+            reason, cause = f"{type(error).__name__}: {error}", error
+        log = str(replica.log)
+        raise kind(self.name, work, time.monotonic() - start, f"{reason}; see {log}", log_tail(log)) from cause
 
     async def _replace(self, replica: Replica, error: StageError) -> None:
         """Put a new process in the replica's place, once however many calls found it dead."""

@@ -78,15 +78,16 @@ class System:
         pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, newest.welcome) for spec in _specs(config)}
         for pool in pools.values():
             stack.callback(pool.close)
-        services, *_ = await asyncio.gather(
-            _reward_services(config, folder, name, stack),
+        services = asyncio.create_task(_reward_services(config, folder, name, stack))
+        await asyncio.gather(
+            services,
             ranks.start(config.ray.start_deadline_s),
             *(pool.start(config.ray.start_deadline_s) for pool in pools.values()),
         )
         rollout = Rollout(
             semantic=pools.get("semantic"),
             image=pools["image"],
-            rewards=services.clients,
+            rewards=services.result().clients,
             telemetry=telemetry,
             seed=config.seed,
             group_size=config.rollout.group_size,

@@ -11,15 +11,14 @@ from torch import Tensor
 
 
 def guided_logits(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> Tensor:
-    """uncond + w (cond - uncond). Logits are [..., vocab]; `scale` is a number or broadcasts against them."""
+    """uncond + w (cond - uncond), in float32 or wider; logits are [..., vocab], `scale` broadcasts against them."""
+    conditional, unconditional = _wide(conditional), _wide(unconditional)
     return unconditional + scale * (conditional - unconditional)
 
 
 def log_distribution(logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """Log-probabilities [..., vocab] of softmax(logits / temperature), in float32 or wider."""
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return torch.log_softmax(logits / temperature, dim=-1)
+    return torch.log_softmax(_wide(logits) / temperature, dim=-1)
 
 
 def token_logprobs(log_probs: Tensor, token_ids: Tensor) -> Tensor:
@@ -30,3 +29,7 @@ def token_logprobs(log_probs: Tensor, token_ids: Tensor) -> Tensor:
 def entropy(log_probs: Tensor) -> Tensor:
     """Entropy in nats [...] of the distributions `log_probs` [..., vocab]."""
     return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
