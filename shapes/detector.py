@@ -103,8 +103,19 @@ def _describe(picture: Picture, mask: Mask) -> Region:
     nearest = distance.argmin(1)
     claim = np.exp(-((distance.min(1) / _SOFTNESS) ** 2))
     colours = np.array([claim[nearest == i].sum() for i in range(len(_PALETTE))]) / len(pixels)
-    shapes = _shape_scores(mask[y1:y2, x1:x2])
+    shapes = _shape_scores(_covered(picture[y1:y2, x1:x2], mask[y1:y2, x1:x2], pixels))
     return Region((x1, y1, x2, y2), int(mask.sum()), colours.astype(np.float32), shapes)
+
+
+def _covered(window: Picture, mask: Mask, pixels: NDArray[np.float32]) -> Mask:
+    """The pixels of a region that its thing covers by half or more, which is where templates end.
+
+    `STANDS_OUT` alone reaches further out the more vivid the colour, and rounds a blurred circle to a square.
+    """
+    background = np.array(BACKGROUND, dtype=np.float32)
+    contrast = np.linalg.norm(np.median(pixels, axis=0) - background)
+    covered = mask & (np.linalg.norm(window.astype(np.float32) - background, axis=-1) > contrast / 2)
+    return covered if covered.any() else mask
 
 
 @lru_cache(maxsize=1)

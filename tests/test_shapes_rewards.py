@@ -114,7 +114,7 @@ def test_tidiness_falls_with_noise_with_clutter_and_with_bad_form() -> None:
 def test_a_score_does_not_depend_on_batch_mates() -> None:
     shown, asked_for = [RIGHT, CIRCLE_ALONE, GREY], [BOTH, SINGLE, LEFT]
     for reward in (Detector(), Attributes(), Tidiness(), Strict()):
-        alone = [score(reward, one, record) for one, record in zip(shown, asked_for, strict=True)]
+        alone = [reward.score([one], [record])[0] for one, record in zip(shown, asked_for, strict=True)]
         assert reward.score(shown, asked_for) == alone
 
 
