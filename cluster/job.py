@@ -33,9 +33,12 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int:
     """Run a training job to its end; the exit code. What libraries print goes to the run folder's logs.
 
+    A run that fails tells its console in a sentence.
+
     Raises:
         RunError: something is wrong before anything was started.
     """
+    console.print("checking config, prompts, rewards and checkpoint", style="dim")
     folder = RunFolder(config.folder)
     require(config)
     folder.create(config, resume, fresh)
@@ -74,6 +77,10 @@ class _Job:
         began = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             system = await System.start(self.config, self.folder, self.display, stack, self.resume)
+            if system.telemetry.address:
+                self.display.say(
+                    f"metrics at {system.telemetry.address}, logs in {os.path.relpath(self.folder.logs)}"
+                )
             first = self.progress.resume_at(system.position, self.config.rollout.groups_per_step)
             self.display.resume_at(first)
             self._earlier_scores()
@@ -84,6 +91,7 @@ class _Job:
             async def after_step(step: int, row: dict[str, float]) -> None:
                 system.telemetry.step(row)
                 self.display.step(row)
+                await system.observe()
                 if self.config.held_out and step % self.config.held_out.every == 0:
                     await self._score(system, step, "dev")
 

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Self
 
@@ -113,8 +113,6 @@ class System:
         start = time.monotonic()
         self.newest.published = await self.ranks.publish(version)
         work = f"weights {version}"
-        for pool in self.pools.values():
-            self.telemetry.tell_pool(pool)
         await asyncio.gather(
             *(pool.everywhere("apply_weights", self.newest.published, work=work) for pool in self.pools.values())
         )
@@ -123,6 +121,15 @@ class System:
     async def save(self, step: int, admitted: int) -> None:
         """Checkpoint the learner with the position in prompt order and buffer."""
         await self.ranks.save(step, {"step": step, "admitted": admitted, "seed": self.config.seed})
+
+    async def observe(self) -> None:
+        """Show what the pools and the buffer say of themselves."""
+        for pool in self.pools.values():
+            self.telemetry.tell_pool(pool)
+            for replica, values in zip(pool.replicas, await pool.everywhere("metrics", work="metrics"), strict=True):
+                self.telemetry.tell(pool.name, replica.name, values or {})
+        stats = await asyncio.to_thread(self.buffer.stats)
+        self.telemetry.tell("buffer", "", {f"buffer_{name}": value for name, value in asdict(stats).items()})
 
     async def score(self, split: str, step: int) -> HeldOutScores:
         """Score a split of held-out prompts at the present weights, and record it."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,24 @@ def test_what_a_run_leaves_behind(undisturbed: Run) -> None:
     assert list(undisturbed.folder.tensorboard.glob("events*"))
 
 
+def test_its_policy_draws(undisturbed: Run, tmp_path: Path) -> None:
+    """The same prompt and seed give the same picture, alone and beside others."""
+
+    def draw(out: str, *prompts: str) -> dict[str, bytes]:
+        command = [sys.executable, "-m", "cluster", "generate", str(undisturbed.folder.path), *prompts, "--out", out]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+            timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr == "" and len(done.stdout.splitlines()) == len(prompts)
+        return {path.name: path.read_bytes() for path in (tmp_path / out).glob("*.png")}
+
+    alone = draw("alone", "a red circle")
+    beside = draw("beside", "two blue stars", "a red circle")
+    assert alone["a_red_circle_000000.png"] == beside["a_red_circle_000000.png"]
+
+
 def test_the_console_is_clean(undisturbed: Run) -> None:
     text = undisturbed.text()
     for word in ("Warning", "WARNING", "Traceback", "deprecated", "INFO"):
@@ -163,6 +182,11 @@ def test_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_path: Path) ->
 def test_staleness_is_bounded_and_a_dead_actor_is_replaced(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", "rollout.staleness=1", "steps=6")
     run.wait_for(2)
+    address = re.search(r"metrics at (http://127.0.0.1:\d+/metrics)", run.text())
+    assert address
+    page = urllib.request.urlopen(address.group(1), timeout=10).read().decode()
+    assert 'bicot_stage_seconds_count{stage="image"}' in page and "bicot_pictures_total" in page
+    assert 'bicot_weight_version{pool="semantic",replica="semantic-0"}' in page and "bicot_buffer_depth" in page
     os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
     assert run.finish() == 0, run.text()
     rows = run.rows()
@@ -176,7 +200,7 @@ def test_stopped_by_ctrl_c_and_resumed(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", "steps=40", "checkpoint.every=1000")
     run.wait_for(2)
     processes = [run.pid_of(log) for log in ("image-0.log", "semantic-0.log", "learner-0.log")]
-    run.process.send_signal(signal.SIGINT)
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does, to every process of the group
     assert run.finish(120) == 130, run.text()
     assert "--resume" in run.text() and not any(alive(pid) for pid in processes)
     done = len(run.rows())
