@@ -150,6 +150,19 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def differing_keys(first: RunConfig, second: RunConfig) -> list[str]:
+    """Dotted keys whose values differ."""
+    one, two = _flat(first.model_dump(mode="json")), _flat(second.model_dump(mode="json"))
+    return [key for key in {**one, **two} if one.get(key) != two.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:

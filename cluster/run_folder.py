@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig, dump_config
+from cluster.config import RunConfig, differing_keys, dump_config, load_config
 from cluster.errors import RunError
+
+_MAY_CHANGE = {"folder", "steps", "ray", "metrics", "checkpoint", "held_out"}
 
 
 class RunFolder:
@@ -33,10 +35,13 @@ class RunFolder:
         """Make the folder and write the resolved config.
 
         Raises:
-            RunError: it already holds a run and neither `resume` nor `fresh` was asked for, or holds none to resume.
+            RunError: it already holds a run and neither `resume` nor `fresh` was asked for, or holds none to resume,
+                or one of another config.
         """
         if resume and not self.config.is_file():
             raise RunError(f"{self.path} holds no run to resume; leave --resume out to start one")
+        if resume:
+            self._check_same_run(config)
         if self.config.is_file() and not resume:
             if not fresh:
                 raise RunError(
@@ -46,8 +51,8 @@ class RunFolder:
             self._move_aside()
         for folder in (self.path, self.logs, self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            self.config.write_text(dump_config(config), encoding="utf-8")
+        # What a resumed run may change holds from now on.
+        self.config.write_text(dump_config(config), encoding="utf-8")
 
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`, which a resumed run takes again."""
@@ -55,6 +60,16 @@ class RunFolder:
             rows = [row for row in read_json_lines(path) if row["step"] <= step]
             if path.is_file():
                 write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _check_same_run(self, config: RunConfig) -> None:
+        """A resumed run may be longer and live elsewhere, but must be the same otherwise."""
+        changed = differing_keys(load_config(self.config), config)
+        wrong = [key for key in changed if key.split(".")[0] not in _MAY_CHANGE]
+        if wrong:
+            raise RunError(
+                f"{self.path} was run with another {', '.join(wrong[:5])}; resume with its own values "
+                f"(see {self.config.name}), or start a new run in another folder"
+            )
 
     def _move_aside(self) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.config.stat().st_mtime))

@@ -92,7 +92,12 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="already holds a run"):
         folder.create(config, resume=False, fresh=False)
     (folder.path / "mark").touch()
-    folder.create(config, resume=True, fresh=False)
+    longer = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "steps=200"])
+    folder.create(longer, resume=True, fresh=False)
+    assert load_config(folder.config) == longer
+    other = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "rollout.staleness=0"])
+    with pytest.raises(RunError, match=r"was run with another rollout\.staleness"):
+        folder.create(other, resume=True, fresh=False)
     assert (folder.path / "mark").exists()
     folder.create(config, resume=False, fresh=True)
     assert not (folder.path / "mark").exists()
