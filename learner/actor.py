@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed import DistError
 
 from learner import checkpoint
 from learner.config import LearnerConfig
@@ -118,7 +120,8 @@ class LearnerRank:
         groups = [self._claimed.get(entry_id) or found[entry_id] for entry_id in entry_ids]
         self._claimed = {}
         read = time.perf_counter() - started
-        metrics = engine.step(groups, self._reward_weights)
+        with self._together("a training step"):
+            metrics = engine.step(groups, self._reward_weights)
         metrics |= {"seconds/read": read, "seconds/train": time.perf_counter() - started}
         self._metrics = metrics
         log.info(
@@ -135,11 +138,12 @@ class LearnerRank:
     def publish(self, version: int) -> Published | None:
         """Publish the trained tensors as `version`; a collective, of which rank 0 returns what actors pull."""
         engine = self._engine
-        if engine.rank == 0:
-            return self._publisher.publish(version, engine.trained_tensors())
-        if self._settings.zero_stage == 3:
-            for _ in engine.trained_tensors():  # gathering is a collective
-                pass
+        with self._together("publishing weights"):
+            if engine.rank == 0:
+                return self._publisher.publish(version, engine.trained_tensors())
+            if self._settings.zero_stage == 3:
+                for _ in engine.trained_tensors():  # gathering is a collective
+                    pass
         return None
 
     def save(self, folder: str, run_state: dict[str, Any]) -> str:
@@ -147,7 +151,8 @@ class LearnerRank:
 
         Returns its path.
         """
-        path = checkpoint.save(self._engine, folder, run_state, self._settings.keep_checkpoints)
+        with self._together("saving a checkpoint"):
+            path = checkpoint.save(self._engine, folder, run_state, self._settings.keep_checkpoints)
         log.info("checkpoint %s", path)
         return str(path)
 
@@ -162,13 +167,15 @@ class LearnerRank:
         path = checkpoint.newest(folder)
         if path is None:
             return None
-        state = checkpoint.load(self._engine, path)
+        with self._together("loading a checkpoint"):
+            state = checkpoint.load(self._engine, path)
         log.info("back at step %d, from %s", self._engine.steps, path)
         return state
 
     def export(self, folder: str) -> None:
         """Write the policy as a checkpoint in the Hugging Face layout; a collective."""
-        self._engine.export(folder)
+        with self._together("exporting the policy"):
+            self._engine.export(folder)
 
     def metrics(self) -> dict[str, float]:
         """What the last `train` returned; empty before the first."""
@@ -179,6 +186,21 @@ class LearnerRank:
         self._buffer.close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    @contextmanager
+    def _together(self, work: str) -> Iterator[None]:
+        """Say in our words that a collective broke, which torch tells as a socket's failure."""
+        started = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, DistError) and "gloo" not in str(error):
+                raise
+            raise LearnerError(
+                f"learner rank {self._rank} of {self._ranks}: {work} broke off after "
+                f"{time.monotonic() - started:.1f} s; another rank is gone, or later than learner.deadline_s "
+                f"({self._settings.deadline_s:g} s): {error}"
+            ) from error
 
     @property
     def _engine(self) -> LearnerEngine:

@@ -70,7 +70,9 @@ class LearnerConfig(_Config):
     cpus: float = Field(default=1, ge=0, description="CPUs that Ray reserves for one rank.")
     gpus: float = Field(default=0, ge=0, description="GPUs that Ray reserves for one rank.")
     threads: int = Field(default=1, ge=1, description="torch threads of one rank.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=0, description="DeepSpeed ZeRO stage; with bfloat16 weights 0 acts as 1."
+    )
     zero_persistence: int = Field(
         default=100_000, ge=0, description="ZeRO 3: tensors of up to this many elements stay whole on every rank."
     )

@@ -85,17 +85,18 @@ def whole_shape(parameter: Any) -> torch.Size:
 
 
 def _settings(parameters: list[nn.Parameter], config: LearnerConfig) -> dict[str, Any]:
-    dtype = parameters[0].dtype
+    half = parameters[0].dtype == torch.bfloat16
     elements = sum(parameter.numel() for parameter in parameters)
-    plain = config.zero_stage == 0 and dtype == torch.float32
+    # bfloat16 weights are trained through float32 master weights, which DeepSpeed keeps from stage 1 on.
+    stage = max(config.zero_stage, 1) if half else config.zero_stage
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         # Without ZeRO DeepSpeed clips, but doesn't tell the norm: see _clip_before_step.
-        "gradient_clipping": 0.0 if plain else config.optimizer.grad_norm,
+        "gradient_clipping": config.optimizer.grad_norm if stage else 0.0,
         "steps_per_print": None,
         "zero_optimization": {
-            "stage": config.zero_stage,
+            "stage": stage,
             "overlap_comm": False,
             # The defaults reserve GiBs, however small the model.
             "reduce_bucket_size": min(elements, 500_000_000),
@@ -103,7 +104,7 @@ def _settings(parameters: list[nn.Parameter], config: LearnerConfig) -> dict[str
             "stage3_param_persistence_threshold": config.zero_persistence,
         },
     }
-    if dtype == torch.bfloat16:
+    if half:
         settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return settings
 

@@ -24,7 +24,7 @@ from transport.trajectory import TrajectoryGroup
 
 def config(stage: int = 0) -> LearnerConfig:
     optimizer = OptimizerConfig(lr=3e-3, schedule="cosine", warmup_steps=1, weight_decay=0.01)
-    return LearnerConfig(zero_stage=stage, zero_persistence=0, optimizer=optimizer)  # type: ignore[arg-type]
+    return LearnerConfig(zero_stage=stage, zero_persistence=0, optimizer=optimizer)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,11 +48,22 @@ def agree(both: tuple[Trained, Trained]) -> None:
     assert resumed.metrics[0]["lr"] > resumed.metrics[1]["lr"] > 0
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    "stage, dtype",
+    [
+        (0, "float32"),
+        pytest.param(0, "bfloat16", marks=pytest.mark.slow),
+        (2, "float32"),
+        (2, "bfloat16"),
+        pytest.param(3, "float32", marks=pytest.mark.slow),
+        pytest.param(3, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_resume_is_bit_identical(
-    tiny_config: PolicyConfig, steps: list[list[TrajectoryGroup]], tmp_path: Path, stage: int
+    tiny_config: PolicyConfig, steps: list[list[TrajectoryGroup]], tmp_path: Path, stage: int, dtype: str
 ) -> None:
-    agree(train_and_resume(tiny_config, config(stage), steps, tmp_path))
+    policy = tiny_config.model_copy(update={"dtype": dtype})
+    agree(train_and_resume(policy, config(stage), steps, tmp_path))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ SMALL, LARGE = 60, 100_000  # tokens of a micro-batch: a row or two, everything
 
 def layout(stage: int, tokens: int, checkpointing: bool = False) -> LearnerConfig:
     return LearnerConfig(
-        zero_stage=stage,  # type: ignore[arg-type]
+        zero_stage=stage,
         zero_persistence=0,
         micro_batch_tokens=tokens,
         gradient_checkpointing=checkpointing,
@@ -60,11 +60,33 @@ def test_the_plain_layout_moves(plain: Trained, tiny_policy: Policy) -> None:
     assert plain.metrics[0]["members_masked"] == 3 and plain.metrics[0]["grad_norm"] > 0.5
 
 
-@pytest.mark.parametrize("stage, checkpointing", [(0, True), (1, False), (2, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    "stage, checkpointing",
+    [
+        (0, True),
+        (1, False),
+        (2, False),
+        pytest.param(3, False, marks=pytest.mark.slow),
+        pytest.param(3, True, marks=pytest.mark.slow),
+    ],
+)
 def test_one_rank(
     tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]], stage: int, checkpointing: bool
 ) -> None:
     agree(train(tiny_config, layout(stage, SMALL, checkpointing), steps), plain)
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_bfloat16_follows(
+    tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]], stage: int
+) -> None:
+    got = train(tiny_config.model_copy(update={"dtype": "bfloat16"}), layout(stage, SMALL), steps)
+    for mine, theirs in zip(got.metrics, plain.metrics, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=0.1, abs=0.02)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
+    assert {tensor.dtype for tensor in got.tensors.values()} == {torch.bfloat16}
 
 
 @pytest.mark.slow

@@ -79,6 +79,27 @@ def test_loss_and_gradients(tiny_policy: Policy, name: str) -> None:
         assert metrics["kl"] > 1e-4  # and one away from the reference
 
 
+def test_on_policy_the_ratio_is_one(tiny_policy: Policy) -> None:
+    groups = random_groups(tiny_policy, groups=2, members=4, staleness=0)
+    engine = LearnerEngine(clone(tiny_policy), "language_model", LearnerConfig(micro_batch_tokens=200), total_steps=1)
+    metrics = engine.step(groups, WEIGHTS)
+    for segment in ("semantic", "image"):
+        assert metrics[f"logprob_gap_max/{segment}"] < 1e-4
+        assert metrics[f"ratio_max/{segment}"] == pytest.approx(1, abs=1e-4)
+        assert metrics[f"kl/{segment}"] == metrics[f"clip_fraction/{segment}"] == 0
+        assert metrics[f"entropy/{segment}"] > 0.1
+
+
+def test_groups_without_rewards_take_no_step(tiny_policy: Policy) -> None:
+    policy = clone(tiny_policy)
+    engine = LearnerEngine(policy, "language_model", LearnerConfig(), total_steps=1)
+    metrics = engine.step(random_groups(tiny_policy, groups=2, members=4), {"never_asked": 1.0})
+    assert metrics["tokens"] == 0 and metrics["groups_masked"] == 2 and metrics["members_masked"] == 8
+    assert engine.steps == 0
+    for name, tensor in tiny_policy.model.state_dict().items():
+        assert torch.equal(tensor, policy.model.state_dict()[name])
+
+
 def gradients(model: Any) -> dict[str, Tensor]:
     found = {name: p.grad for name, p in trained_parameters(model, "language_model").items()}
     return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
