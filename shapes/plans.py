@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from policy.prompts import PromptRecord
-from shapes.world import COLOURS, SHAPES, Asked, Thing, asked
+from shapes.world import COLOURS, MAX_THINGS, SHAPES, Asked, Thing, asked
 
 Layout = Literal["row", "column"]
 
@@ -50,7 +50,7 @@ def read_plan(cot: str) -> Asked | None:
             return None
         things.append(Thing(words[0], words[1]))
         places.append(_PLACES[words[2]] if len(words) == 3 else None)
-    if len(things) > 4:
+    if len(things) > MAX_THINGS:
         return None
     if all(place is None for place in places):
         return Asked(tuple(things))

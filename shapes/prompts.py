@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from random import Random
@@ -137,10 +138,16 @@ _MAKERS: dict[str, Callable[[], list[list[PromptRecord]]]] = {
 }
 
 
+@cache
+def _combinations(family: str) -> list[list[PromptRecord]]:
+    """A family's combinations, each with all its wordings."""
+    return _MAKERS[family]()
+
+
 def all_records(split: Split, family: str) -> list[PromptRecord]:
     """Every prompt of a family in a split, in random but fixed order, each combination's wordings spread out."""
     random = Random(f"{family}/split")
-    combos = _MAKERS[family]()
+    combos = list(_combinations(family))
     random.shuffle(combos)
     held_out = max(_MIN_HELD_OUT, int(_HELD_OUT * len(combos)))
     part = {"dev": combos[: held_out // 2], "test": combos[held_out // 2 : held_out], "train": combos[held_out:]}

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class SupervisedRecipe:
     """Steps, sizes and flaws. Shares are probabilities of an example."""
 
-    steps: int = 1600
+    steps: int = 1500
     batch: int = 32
     learning_rate: float = 1.5e-3
     warm_up: int = 50

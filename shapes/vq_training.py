@@ -151,4 +151,5 @@ def train_vq(vq: JanusVQVAE, recipe: VQRecipe, seed: int) -> None:
             )  # fmt: skip
     with torch.no_grad():
         codebook.copy_(F.normalize(codebook, dim=-1))
+        codebook[CODES:] = codebook[BACKGROUND_CODE]  # a spare code, should one be drawn, shows nothing
     vq.eval()

@@ -15,6 +15,7 @@ CELL = 8  # pixels a side of one image token
 GRID = SIZE // CELL
 REACH = 2 * CELL  # two things whose centres are this far apart on one axis never share a token
 
+MAX_THINGS = 4
 RADII = (6.2, 6.6, 7.0)  # pixels; things vary a little in size
 
 BACKGROUND = (128, 128, 128)
@@ -120,11 +121,11 @@ def _centres(count: int) -> list[tuple[tuple[int, int], ...]]:
 def place(what: Asked, random: Random) -> Scene:
     """A random scene that shows exactly what is asked; sizes vary a little, positions are on the grid.
 
-    Raises ValueError for more things than fit (4 always do).
+    Raises ValueError for more than MAX_THINGS things.
     """
+    if len(what.things) > MAX_THINGS:
+        raise ValueError(f"a picture holds at most {MAX_THINGS} things, not {len(what.things)}")
     choices = _centres(len(what.things))
-    if not choices:
-        raise ValueError(f"{len(what.things)} things do not fit in a picture")
     while True:
         centres = random.sample(random.choice(choices), len(what.things))
         scene = tuple(

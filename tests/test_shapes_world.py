@@ -1,5 +1,6 @@
 """Prompts, splits, plans and the tokenizer of the shapes world."""
 
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -66,8 +67,8 @@ def test_place_shows_what_is_asked_and_keeps_its_distance() -> None:
 
 
 def test_too_many_things_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
-        place(Asked((Thing("red", "circle"),) * 10), Random(0))
+    with pytest.raises(ValueError, match="at most 4 things, not 5"):
+        place(Asked((Thing("red", "circle"),) * 5), Random(0))
 
 
 def test_asked_refuses_another_world(records: list[PromptRecord]) -> None:
@@ -76,8 +77,9 @@ def test_asked_refuses_another_world(records: list[PromptRecord]) -> None:
         asked(foreign)
 
 
-def by_prompt(prompt: str) -> PromptRecord:
-    return next(r for family in FAMILIES for s in SPLITS for r in all_records(s, family) if r.prompt == prompt)
+@cache
+def every_prompt() -> dict[str, PromptRecord]:
+    return {r.prompt: r for family in FAMILIES for split in SPLITS for r in all_records(split, family)}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def by_prompt(prompt: str) -> PromptRecord:
     ],
 )
 def test_plan_is_right(prompt: str, plan: str, right: bool) -> None:
-    assert plan_is_right(by_prompt(prompt), plan) is right
+    assert plan_is_right(every_prompt()[prompt], plan) is right
 
 
 @pytest.fixture(scope="module")
