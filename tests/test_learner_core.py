@@ -68,7 +68,7 @@ def test_a_missing_reward_masks_its_member(missing: dict[str, float | None], nor
 
 
 def test_a_reward_that_nobody_has_is_dropped_and_reported() -> None:
-    members = [{"a": 0.1, "b": None}, {"a": 0.4, "b": None}, {"a": 0.3}]
+    members: list[dict[str, float | None]] = [{"a": 0.1, "b": None}, {"a": 0.4, "b": None}, {"a": 0.3}]
     got = group_advantages(members, {"a": 1.0, "b": 3.0}, ObjectiveConfig(std=False))
     assert got.dropped == ("b",) and got.mask.all()
     # the other weights make up for it
