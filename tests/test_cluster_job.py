@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Ray head with token authentication; yields the environment of its users."""
-    ports = {name: free_port() for name in ("gcs", "dashboard", "client")}
+    ports = {name: free_port() for name in ("gcs", "dashboard", "client", "agent")}
     home = tmp_path_factory.mktemp("r")
     environment = {
         **os.environ,
@@ -40,13 +41,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     environment.pop("RAY_ADDRESS", None)
     head = subprocess.Popen(
         [
             RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports['gcs']}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={ports['dashboard']}", "--num-cpus=2",
-            f"--ray-client-server-port={ports['client']}", f"--temp-dir={home}", "--object-store-memory=200000000",
+            f"--ray-client-server-port={ports['client']}", f"--dashboard-agent-listen-port={ports['agent']}",
+            f"--temp-dir={home}", "--object-store-memory=200000000",
         ],
         env=environment, stdout=(home / "head.out").open("w"), stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -60,20 +63,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 def submit(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     arguments = [RAY, "job", "submit", "--working-dir", ".", "--", *command]
-    for _ in range(20):  # the head takes a while to answer
+    end = time.monotonic() + 120
+    while True:  # the head and its job agent take a while to answer
         done = subprocess.run(
             arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
-        if "Failed to connect" not in done.stderr + done.stdout:
-            break
-    return done
+        text = done.stderr + done.stdout
+        if time.monotonic() > end or not ("Failed to connect" in text or "No available agent" in text):
+            return done
+        time.sleep(2)
 
 
 def test_the_same_run_as_a_job(cluster: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train = ["python", "-m", "cluster", "train", "deploy/runs/shapes.yaml", f"folder={folder}", *SMALL]
     done = submit(cluster, *train)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-2500:]
     assert "succeeded" in done.stdout and "step    1/1" in done.stdout
     assert json.loads((folder / "summary.json").read_text())["steps"] == 1
 
