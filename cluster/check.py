@@ -27,8 +27,8 @@ class Finding:
     ok: bool = True
 
 
-def check(config: RunConfig) -> list[Finding]:
-    """Look at everything a run needs. Loads no weights and starts no process."""
+def check(config: RunConfig, memory: bool = True) -> list[Finding]:
+    """Look at everything a run needs, and estimate its `memory`. Loads no weights and starts no process."""
     findings: list[Finding] = []
 
     def look(subject: str, action: Callable[[], str]) -> None:
@@ -44,7 +44,7 @@ def check(config: RunConfig) -> list[Finding]:
     look("resources", lambda: _resources(config))
     if config.buffer.url:
         look("buffer", lambda: _redis(config))
-    look("policy", lambda: _policy(config))
+    look("policy", lambda: _policy(config, memory))
     return findings
 
 
@@ -53,7 +53,7 @@ def require(config: RunConfig) -> None:
     Raises:
         RunError: one sentence for each thing that is wrong.
     """
-    wrong = [finding.text for finding in check(config) if not finding.ok]
+    wrong = [finding.text for finding in check(config, memory=False) if not finding.ok]
     if wrong:
         raise RunError("\n".join(wrong))
 
@@ -93,11 +93,13 @@ def _redis(config: RunConfig) -> str:
     return "Redis answers"
 
 
-def _policy(config: RunConfig) -> str:
-    # torch and transformers are imported here, so that everything before is told at once.
-    from cluster.memory import estimate
+def _policy(config: RunConfig, memory: bool) -> str:
     from policy.janus import check_checkpoint
 
     janus = check_checkpoint(config.policy.checkpoint)
+    if not memory:
+        return config.policy.checkpoint
+    from cluster.memory import estimate  # builds the model without its weights, which takes seconds to import
+
     lines = [f"{Path(config.policy.checkpoint)}: memory of one process, estimated:"]
     return "\n".join([*lines, *(f"  {row}" for row in estimate(config, janus))])

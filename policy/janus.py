@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers  # its model classes are imported when they are first named, which takes seconds
 from safetensors import SafetensorError
 from torch.nn import Parameter
-from transformers import (
-    AutoTokenizer,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusVisionConfig,
-    JanusVQVAEConfig,
-    LlamaConfig,
-    PreTrainedTokenizerBase,
-)
 
 from policy.config import PolicyConfig
 from policy.tokens import PromptBuilder, TokenizerError, TokenLayout
@@ -33,13 +25,13 @@ class CheckpointError(ValueError):
 class Policy:
     """A Janus model with its tokenizer, token layout and prompt builder."""
 
-    model: JanusForConditionalGeneration
-    tokenizer: PreTrainedTokenizerBase
+    model: transformers.JanusForConditionalGeneration
+    tokenizer: transformers.PreTrainedTokenizerBase
     layout: TokenLayout
     prompts: PromptBuilder
 
 
-def check_checkpoint(folder: str | Path) -> JanusConfig:
+def check_checkpoint(folder: str | Path) -> transformers.JanusConfig:
     """Read a checkpoint's config without its weights.
 
     Raises:
@@ -56,7 +48,7 @@ def check_checkpoint(folder: str | Path) -> JanusConfig:
         if not any(any(folder.glob(pattern)) for pattern in patterns):
             raise CheckpointError(f"policy.checkpoint: {folder} holds no {' or '.join(patterns)} ({name})")
     try:
-        config = JanusConfig.from_pretrained(folder)
+        config = transformers.JanusConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"policy.checkpoint: {folder / 'config.json'} cannot be read: {error}") from error
     if config.model_type != "janus":
@@ -73,8 +65,8 @@ def load_policy(config: PolicyConfig, device: str | torch.device = "cpu") -> Pol
     folder = Path(config.checkpoint)
     check_checkpoint(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, info = JanusForConditionalGeneration.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, info = transformers.JanusForConditionalGeneration.from_pretrained(
             folder, dtype=getattr(torch, config.dtype), local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -89,14 +81,20 @@ def load_policy(config: PolicyConfig, device: str | torch.device = "cpu") -> Pol
 
 
 def make_policy(
-    model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, config: PolicyConfig
+    model: transformers.JanusForConditionalGeneration,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    config: PolicyConfig,
 ) -> Policy:
     """Put a model and its tokenizer together."""
     layout = TokenLayout.of(tokenizer, model.config)
     return Policy(model.eval(), tokenizer, layout, PromptBuilder(tokenizer, layout, config.templates))
 
 
-def save_policy(model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_policy(
+    model: transformers.JanusForConditionalGeneration,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    folder: str | Path,
+) -> None:
     """Write a checkpoint in the Hugging Face layout, in the model's number format."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -107,13 +105,13 @@ def is_trained(name: str, trained: str) -> bool:
     return name.startswith(_LANGUAGE) or (trained == "generation" and name.startswith(_GENERATION))
 
 
-def trained_parameters(model: JanusForConditionalGeneration, trained: str) -> dict[str, Parameter]:
+def trained_parameters(model: transformers.JanusForConditionalGeneration, trained: str) -> dict[str, Parameter]:
     """The parameters that train, by their state-dict names, in the model's order."""
     return {name: value for name, value in model.named_parameters() if is_trained(name, trained)}
 
 
 def tiny_janus(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: transformers.PreTrainedTokenizerBase,
     *,
     hidden: int = 128,
     layers: int = 4,
@@ -125,14 +123,14 @@ def tiny_janus(
     image_size: int = 48,
     vq_channels: int = 32,
     vq_multipliers: tuple[int, ...] = (1, 1, 2, 2),
-) -> JanusForConditionalGeneration:
+) -> transformers.JanusForConditionalGeneration:
     """A randomly initialised Janus of the true architecture, as small as asked for, with an untied lm_head.
 
     A picture has (image_size / 2^(len(vq_multipliers) - 1))² tokens; VQ channels come in multiples of 32.
     """
     patch = 2 ** (len(vq_multipliers) - 1)
-    config = JanusConfig(
-        text_config=LlamaConfig(
+    config = transformers.JanusConfig(
+        text_config=transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=hidden,
             num_hidden_layers=layers,
@@ -145,11 +143,11 @@ def tiny_janus(
             pad_token_id=tokenizer.pad_token_id,
             tie_word_embeddings=False,
         ),
-        vision_config=JanusVisionConfig(
+        vision_config=transformers.JanusVisionConfig(
             hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=image_size, patch_size=patch,
             projection_dim=hidden, num_image_tokens=(image_size // patch) ** 2,
         ),
-        vq_config=JanusVQVAEConfig(
+        vq_config=transformers.JanusVQVAEConfig(
             embed_dim=8, num_embeddings=image_vocab, latent_channels=vq_channels, base_channels=vq_channels,
             channel_multiplier=list(vq_multipliers), num_res_blocks=1, projection_dim=hidden,
             image_token_embed_dim=hidden,
@@ -157,4 +155,4 @@ def tiny_janus(
         image_token_id=tokenizer.get_vocab().get("<image_placeholder>", tokenizer.pad_token_id),
         tie_word_embeddings=False,
     )  # fmt: skip
-    return JanusForConditionalGeneration(config)
+    return transformers.JanusForConditionalGeneration(config)

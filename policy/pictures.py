@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import JanusForConditionalGeneration
+
+if TYPE_CHECKING:
+    from transformers import JanusForConditionalGeneration
 
 Picture = NDArray[np.uint8]
 """A picture [height, width, 3]."""

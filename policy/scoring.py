@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import JanusForConditionalGeneration
 
 from policy.guidance import entropy, guided_logits, log_distribution, token_logprobs
 from policy.tokens import TokenLayout, unconditional
+
+if TYPE_CHECKING:
+    from transformers import JanusForConditionalGeneration
 
 Distribution = Literal["conditional", "guided"]
 

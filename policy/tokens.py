@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import JanusConfig, PreTrainedTokenizerBase
 
 from policy.config import Templates
+
+if TYPE_CHECKING:
+    from transformers import JanusConfig, PreTrainedTokenizerBase
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 END_OF_IMAGE = "<end_of_image>"
