@@ -51,7 +51,7 @@ def test_scores_equal_the_models_own(checkpoint: Path, records: list[PromptRecor
     pixels = CLIPImageProcessorPil.from_pretrained(checkpoint)([picture], return_tensors="pt")
     with torch.no_grad():
         out = model(**tiny_tokenizer()([records[0].prompt], return_tensors="pt"), **pixels)
-    expected = float(out.logits_per_image / model.logit_scale.exp())
+    expected = (out.logits_per_image / model.logit_scale.exp()).item()
     assert load_reward(config(checkpoint)).score([picture], records[:1]) == pytest.approx([expected], abs=1e-5)
 
 
