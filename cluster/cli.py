@@ -85,7 +85,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     console = own_console()
-    console.print(f"bicot: [bold]{arguments.config}[/bold], {config.steps} steps into {config.folder}")
+    console.print(
+        f"bicot: [bold]{arguments.config}[/bold], {config.steps} steps into {config.folder}", soft_wrap=True
+    )
     prepare(config)
     from cluster.job import run_job
 

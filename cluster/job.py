@@ -55,7 +55,8 @@ def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> i
         return EXIT_FAILED
     if summary is None:
         console.print(
-            f"Stopped. The same command with [bold]--resume[/bold] goes on with {os.path.relpath(folder.path)}."
+            f"Stopped. The same command with [bold]--resume[/bold] goes on with {os.path.relpath(folder.path)}.",
+            soft_wrap=True,
         )
         return EXIT_INTERRUPTED
     _tell_success(console, folder, config, summary)
@@ -162,7 +163,7 @@ def _tell_failure(console: Console, folder: RunFolder, error: Exception) -> None
     if isinstance(error, StageError) and error.log_tail:
         console.print("[dim]The end of that process's log:[/dim]")
         console.print(error.log_tail, markup=False, soft_wrap=True)
-    console.print(f"Logs: {os.path.relpath(folder.logs)}")
+    console.print(f"Logs: {os.path.relpath(folder.logs)}", soft_wrap=True)
 
 
 def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summary: Mapping[str, Any]) -> None:
@@ -174,4 +175,4 @@ def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summar
         f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes in all, "
         f"{summary['pictures_per_s']:.1f} pictures/s while training"
     )
-    console.print(f"Report: {os.path.relpath(report)}")
+    console.print(f"Report: {os.path.relpath(report)}", soft_wrap=True)
