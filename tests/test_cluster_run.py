@@ -213,7 +213,9 @@ def test_redis_that_stops_ends_the_run_by_name(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", "steps=200", "checkpoint.every=1000", "buffer.reconnect_s=3")
     run.wait_for(1)
     began = time.monotonic()
-    redis = next(pid for pid in descendants(run.process.pid) if "redis" in Path(f"/proc/{pid}/cmdline").read_text())
+    redis = next(
+        pid for pid in descendants(run.process.pid) if "redis-server" in Path(f"/proc/{pid}/cmdline").read_text()
+    )
     os.kill(redis, signal.SIGKILL)
     assert run.finish(90) == 1, run.text()
     assert time.monotonic() - began < 60
