@@ -23,3 +23,10 @@ def log_tail(path: str, lines: int = 15) -> str:
             return "".join(file.readlines()[-lines:]).rstrip()
     except OSError as error:
         return f"({path} cannot be read: {error})"
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that a task group's exception group began with; any other error is its own."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -18,7 +18,7 @@ from rich.console import Console
 from cluster.check import require
 from cluster.config import RunConfig
 from cluster.console import RunDisplay, held_out_table
-from cluster.errors import RunError, StageError
+from cluster.errors import RunError, StageError, first_cause
 from cluster.loop import Progress
 from cluster.report import write_report
 from cluster.run_folder import RunFolder, read_json_lines, write_atomically
@@ -51,7 +51,7 @@ def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> i
         summary = None
     except Exception as error:  # whatever it is: one sentence for the console, the whole of it for the log
         logger.exception("the run failed")
-        _tell_failure(console, folder, error)
+        _tell_failure(console, folder, first_cause(error))
         return EXIT_FAILED
     if summary is None:
         console.print(
@@ -156,7 +156,7 @@ class _Job:
             asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
-def _tell_failure(console: Console, folder: RunFolder, error: Exception) -> None:
+def _tell_failure(console: Console, folder: RunFolder, error: BaseException) -> None:
     name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
     console.print("[red]The run failed.[/red]")
     console.print(f"{name}{error}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.config import RunConfig
-from cluster.errors import StageError
+from cluster.errors import StageError, first_cause
 from cluster.prompt_order import PromptOrder, Visit
 from cluster.rollout import Rollout
 from cluster.step_row import step_row
@@ -94,7 +94,7 @@ class TrainingLoop:
                 if progress.stop:
                     raise _Stopped
         except BaseExceptionGroup as group:
-            cause = _first(group)
+            cause = first_cause(group)
             if not isinstance(cause, _Stopped):
                 raise cause from group
             logger.info("stopped on request after step %d", progress.step)
@@ -136,10 +136,3 @@ class TrainingLoop:
 
 class _Stopped(Exception):
     """Someone asked the run to stop; in-flight groups are given up, and drawn again after a resume."""
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
