@@ -27,9 +27,6 @@ class BufferConfig(_Config):
     reconnect_s: float = Field(
         10.0, gt=0, description="seconds that a call keeps trying while Redis does not answer, before it fails"
     )
-    reclaim_after_s: float = Field(
-        900.0, gt=0, description="seconds after which a claimed group comes back; longer than any training step"
-    )
 
 
 class WeightsConfig(_Config):
