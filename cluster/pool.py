@@ -124,16 +124,21 @@ class Pool:
                 await self._replace(replica, error)
 
     async def everywhere(self, method: str, *args: Any, work: str) -> list[Any]:
-        """Run a method on every replica at once; a replica that dies meanwhile is replaced, and counts as None."""
+        """Run a method on every replica at once, and on the new one where a replica dies meanwhile.
 
-        async def one(replica: Replica) -> Any:
-            try:
-                return await self._ask(replica, method, args, work, self.spec.deadline_s)
-            except ReplicaLost as error:
-                await self._replace(replica, error)
-                return None
+        Raises:
+            StageError: as `call`.
+        """
 
-        return await asyncio.gather(*(one(replica) for replica in list(self.replicas)))
+        async def one(number: int) -> Any:
+            while True:
+                replica = self.replicas[number]
+                try:
+                    return await self._ask(replica, method, args, work, self.spec.deadline_s)
+                except ReplicaLost as error:
+                    await self._replace(replica, error)
+
+        return await asyncio.gather(*(one(number) for number in range(len(self.replicas))))
 
     async def tell(self, replica: Replica, method: str, *args: Any, work: str) -> Any:
         """Run a method on one replica.

@@ -127,7 +127,7 @@ class System:
         for pool in self.pools.values():
             self.telemetry.tell_pool(pool)
             for replica, values in zip(pool.replicas, await pool.everywhere("metrics", work="metrics"), strict=True):
-                self.telemetry.tell(pool.name, replica.name, values or {})
+                self.telemetry.tell(pool.name, replica.name, values)
         stats = await asyncio.to_thread(self.buffer.stats)
         self.telemetry.tell("buffer", "", {f"buffer_{name}": value for name, value in asdict(stats).items()})
 
