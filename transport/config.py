@@ -34,4 +34,3 @@ class WeightsConfig(_Config):
 
     transport: Literal["object_store"] = Field("object_store", description="object_store: Ray objects, one a bucket")
     bucket_mb: int = Field(256, ge=1, le=4096, description="MiB a bucket; a larger tensor has a bucket of its own")
-    deadline_s: float = Field(300.0, gt=0, description="seconds within which an actor must have received a version")
