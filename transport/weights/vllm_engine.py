@@ -1,22 +1,27 @@
 """Published weights into a vLLM engine, through vLLM's own weight-transfer interface.
 
     backend = register()                                   # before the LLM is made
-    llm = LLM(..., weight_transfer_config=WeightTransferConfig(backend=backend))
+    llm = LLM(..., weight_transfer_config=WeightTransferConfig(backend=backend), worker_extension_cls=WORKER)
     version = apply_to_vllm(llm, published, deadline_s=60.0)     # -> published.version
 
 The first weights, every sync and a restart are the same path: make the LLM with `load_format="dummy"` and apply.
-The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0): tensors go over by reference.
+The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0). A single worker does so too, and
+gets tensors by reference; the workers of a tensor-parallel engine are processes of their own, which map tensors from
+a file in shared memory and take a shard of each.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 BACKEND = "bicot"
+WORKER = f"{__name__}.ChannelWorker"
+CHUNK_BYTES = 1 << 30
+"""Of tensors that lie in shared memory at a time, and one tensor more."""
 
 
 @cache
@@ -59,7 +67,10 @@ def apply_to_vllm(
     llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": [n for n, _ in tensors]}})
     try:
         llm.start_weight_update()
-        llm.update_weights({"update_info": {"tensors": tensors}})
+        if llm.llm_engine.vllm_config.parallel_config.world_size == 1:
+            llm.update_weights({"update_info": {"tensors": tensors}})
+        else:
+            _share(llm, tensors)
         llm.finish_weight_update(weight_version=str(published.version))
     except Exception as error:
         raise WeightTransferError(
@@ -69,6 +80,27 @@ def apply_to_vllm(
     if not llm.reset_prefix_cache():
         raise WeightTransferError(f"weights {published.version}: vLLM did not reset its prefix cache")
     return published.version
+
+
+def _share(llm: LLM, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Hand tensors to workers in other processes, a chunk at a time; each call returns when all have loaded it."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="bicot-weights-", dir=memory if memory.is_dir() else None) as folder:
+        file = Path(folder) / "chunk.safetensors"
+        for chunk in _chunks(tensors):
+            save_file({name: tensor.contiguous() for name, tensor in chunk}, file)
+            llm.update_weights({"update_info": {"file": str(file)}})
+            file.unlink()
+
+
+def _chunks(tensors: Sequence[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    chunk: list[tuple[str, torch.Tensor]] = []
+    for name, tensor in tensors:
+        if chunk and sum(one.nbytes for _, one in chunk) >= CHUNK_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append((name, tensor))
+    yield chunk
 
 
 def vllm_name(name: str) -> str | None:
@@ -88,9 +120,10 @@ class ChannelInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ChannelUpdateInfo(WeightTransferUpdateInfo):
-    """Checkpoint-named tensors, each loaded as it is iterated."""
+    """Checkpoint-named tensors of this process, or the safetensors file that holds them."""
 
-    tensors: Iterable[tuple[str, torch.Tensor]] = field(repr=False)
+    tensors: Iterable[tuple[str, torch.Tensor]] = field(default=(), repr=False)
+    file: str | None = None
 
 
 class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
@@ -114,7 +147,7 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
 
     def receive_weights(self, update_info: ChannelUpdateInfo) -> None:
         """Load them; vLLM copies each layer when it is complete."""
-        self.model.load_weights(update_info.tensors)
+        self.model.load_weights(load_file(update_info.file).items() if update_info.file else update_info.tensors)
 
     def finish_weight_update(self) -> None:
         """Finish the layers that hold no checkpoint weights."""
@@ -129,3 +162,10 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
         for name, _ in self.model.named_parameters():
             module = next((part for part in name.split(".") if part in fused), None)
             yield from [name.replace(module, part) for part in fused[module]] if module else [name]
+
+
+class ChannelWorker:
+    """vLLM imports this class's module into each of its worker processes, which makes the engine known there."""
+
+
+register()
