@@ -43,7 +43,7 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
     for service in config.rewards.services:
         look(f"reward {service.name}", lambda service=service: _reward(service))  # type: ignore[misc]
     look("resources", lambda: _resources(config))
-    if config.buffer.url:
+    if config.buffer.url is not None:
         look("buffer", lambda: _redis(config))
     look("policy", lambda: _policy(config, memory))
     return findings
@@ -92,8 +92,9 @@ def _resources(config: RunConfig) -> str:
 
 
 def _redis(config: RunConfig) -> str:
-    assert config.buffer.url
-    check_redis(config.buffer.url, REDIS_DEADLINE_S)
+    url = config.buffer.address()
+    assert url
+    check_redis(url, REDIS_DEADLINE_S)
     return "Redis answers"
 
 

@@ -73,6 +73,10 @@ class RayConfig(_Config):
     cpus: int | None = Field(None, ge=1, description="CPUs of a local cluster; all of the machine's by default.")
     object_store_mb: int = Field(512, ge=80, description="Object store of a local cluster, in MiB.")
     start_deadline_s: float = Field(300.0, gt=0, description="Seconds within which every pool must be up.")
+    autoscaling: bool = Field(
+        False,
+        description="The cluster grows on demand: pools may ask for more than it has, and wait for it to start.",
+    )
     restarts: int = Field(3, ge=0, description="Dead or stuck actors that a pool replaces before the run ends.")
 
 

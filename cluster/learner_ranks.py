@@ -30,7 +30,7 @@ class LearnerRanks:
         }
         spec = PoolSpec(
             "learner", "learner.actor:LearnerRank", arguments, learner.ranks, learner.cpus, learner.gpus,
-            learner.threads, learner.deadline_s, concurrent=False, ranked=True,
+            learner.threads, learner.deadline_s, concurrent=False, ranked=True, resources=learner.resources,
         )  # fmt: skip
         self._pool = Pool(spec, folder.logs, restarts=0)
 

@@ -38,6 +38,7 @@ class PoolSpec:
     deadline_s: float
     concurrent: bool = True
     ranked: bool = False
+    resources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -168,6 +169,7 @@ class Pool:
         actor = actor_class.options(
             num_cpus=spec.cpus,
             num_gpus=spec.gpus,
+            resources=spec.resources,
             max_restarts=0,
             runtime_env={"env_vars": threads},
             **({"max_concurrency": 1000} if spec.concurrent else {}),
