@@ -28,7 +28,7 @@ setup: .venv/.installed
 .venv/.installed: requirements/cpu.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "bicot needs Python 3.11 or later with venv, as python3 or python3.11"; exit 1; }
 	@echo "Installing the pinned environment into .venv ..."
-	@test -x $(UV) || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }
+	@test -x $(UV) || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --quiet uv==$(UV_VERSION); }
 	@$(UV) pip install --quiet --python $(BIN)/python -r requirements/cpu.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@

@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     how = train.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
     how.add_argument("--fresh", action="store_true", help="move an earlier run in that folder aside first")
+    rehearse = with_config(
+        "rehearse", "Run a few steps of a config here, with tiny random models for its checkpoints."
+    )
+    rehearse.add_argument("--folder", default="runs/rehearsal", help="where all of it goes (default: runs/rehearsal)")
+    rehearse.add_argument("--rows", type=int, default=16, help="prompts, of every task type in turn (default: 16)")
+    rehearse.add_argument("--layout", choices=["hf", "original"], default="hf", help="of the Janus checkpoint")
     report = commands.add_parser("report", help="Write the HTML report of a run folder.")
     report.add_argument("run", help="run folder")
     generate = commands.add_parser("generate", help="Draw pictures with a run's policy or a checkpoint.")
@@ -94,6 +100,29 @@ def _train(arguments: argparse.Namespace) -> int:
     return run_job(config, console, resume=arguments.resume, fresh=arguments.fresh)
 
 
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from cluster.config import load_config
+    from cluster.console import own_console
+    from cluster.environment import prepare
+
+    config = load_config(arguments.config, arguments.overrides)
+    console = own_console()
+    console.print(
+        f"bicot: rehearsing [bold]{arguments.config}[/bold] with tiny random models in {arguments.folder}",
+        soft_wrap=True,
+    )
+    from cluster.worker import log_to
+
+    log_to(Path(arguments.folder) / "models.log")
+    from cluster.rehearsal import rehearsal
+
+    small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)
+    prepare(small)
+    from cluster.job import run_job
+
+    return run_job(small, console, resume=False, fresh=True)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from cluster.report import write_report
     from cluster.run_folder import RunFolder
@@ -117,4 +146,6 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"check": _check, "train": _train, "report": _report, "generate": _generate}
+_COMMANDS = {
+    "check": _check, "train": _train, "rehearse": _rehearse, "report": _report, "generate": _generate,
+}  # fmt: skip

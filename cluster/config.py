@@ -71,6 +71,9 @@ class RayConfig(_Config):
         "process starts a local one."
     )  # fmt: skip
     cpus: int | None = Field(None, ge=1, description="CPUs of a local cluster; all of the machine's by default.")
+    gpu_memory_gb: float | None = Field(
+        None, gt=0, description="Memory of one GPU in GiB, for `bicot check`; asked of this machine's GPU by default."
+    )
     object_store_mb: int = Field(512, ge=80, description="Object store of a local cluster, in MiB.")
     start_deadline_s: float = Field(300.0, gt=0, description="Seconds within which every pool must be up.")
     autoscaling: bool = Field(
@@ -133,6 +136,9 @@ class RunConfig(_Config):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Read a run config and apply overrides such as `learner.optimizer.lr=1e-5`.
 
+    Where `policy.templates.instruction` is a mapping with the key `file`, the text of that file takes its place, so
+    that a resolved config holds all that was asked. The slot for the prompt is {prompt} or {} in it.
+
     Raises:
         ConfigError: the file cannot be read, an override is malformed, or a key is unknown or out of bounds.
     """
@@ -147,6 +153,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{path}: a run config is a mapping of keys, this holds {type(tree).__name__}")
     for override in overrides:
         _apply(tree, override)
+    _read_instruction(tree, path)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -194,6 +201,23 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} is a value and has no keys")
+
+
+def _read_instruction(tree: dict[str, Any], path: Path) -> None:
+    node: Any = tree
+    for key in ("policy", "templates", "instruction"):
+        node = node.get(key) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        return
+    if list(node) != ["file"]:
+        raise ConfigError(f"{path}: policy.templates.instruction: write a text, or a mapping with the one key `file`")
+    try:
+        text = Path(str(node["file"])).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: policy.templates.instruction.file: {node['file']} cannot be read: {error}"
+        ) from error
+    tree["policy"]["templates"]["instruction"] = text.replace("{}", "{prompt}")
 
 
 def _child(node: Any, part: str, override: str) -> Any:

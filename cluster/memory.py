@@ -1,8 +1,9 @@
-"""How much memory a run's processes need, from the checkpoint's config alone."""
+"""How much memory a run's processes need, pool by pool, from configs alone; and whether their GPUs have it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
@@ -10,43 +11,134 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from cluster.config import RunConfig
 from policy.janus import is_trained
 
-_BYTES = {"float32": 4, "bfloat16": 2}
-_ADAM_BYTES = 8
-"""Two float32 moments a trained parameter."""
+GIB = 2**30
+_WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+CONTEXT = 0.5 * GIB
+"""CUDA's own memory in a process, libraries included."""
+VLLM_WORK = 1.5 * GIB
+"""vLLM's activations and graphs, which it sets aside before it gives the rest to the KV cache."""
 
 
-def estimate(config: RunConfig, janus: JanusConfig) -> Iterator[str]:
-    """One line a pool: GiB of weights, caches, gradients and optimizer of one process. Activations come on top."""
-    total, trained = count_parameters(janus, config.policy.trained)
-    width = _BYTES[config.policy.dtype]
-    text = janus.text_config
-    head = text.hidden_size // text.num_attention_heads
-    slot = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
-    yield f"policy: {total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M of them trained"
-    if config.semantic.enabled:
-        yield f"semantic: weights {_gib(trained * width)}, KV cache {config.semantic.kv_cache_gb:g} GiB on CPU"
-    tokens = janus.vq_config.num_patches**2 + config.semantic.max_prompt_tokens + config.semantic.max_tokens
-    cache = config.image.batch_size * (2 if config.image.guidance_scale != 1 else 1) * tokens * slot
-    yield f"image: weights {_gib(total * width)}, KV cache up to {_gib(cache)}"
-    learner, share = config.learner, config.learner.ranks
-    reference = trained * width if learner.objective.beta else 0
-    weights = total * width / (share if learner.zero_stage == 3 else 1)
-    gradients = trained * width / (share if learner.zero_stage >= 2 else 1)
-    # Half-precision training keeps float32 master weights beside the moments.
-    optimizer = trained * (_ADAM_BYTES + (4 if width == 2 else 0)) / (share if learner.zero_stage >= 1 else 1)
-    yield (
-        f"learner: weights {_gib(weights)}, reference {_gib(reference)}, gradients {_gib(gradients)}, "
-        f"optimizer {_gib(optimizer)}"
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one process of a pool needs: bytes by part. `gpus` are those of the process, 0 on a CPU."""
+
+    pool: str
+    processes: int
+    gpus: float
+    parts: Mapping[str, float]
+    note: str = ""
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts, and of CUDA's own where the process has a GPU."""
+        return sum(self.parts.values()) + (CONTEXT if self.gpus else 0)
+
+    def fits(self, gpu_gb: float | None) -> bool:
+        """Whether its GPUs, or its share of one, hold it; unknown sizes do."""
+        return not self.gpus or gpu_gb is None or self.total <= self.gpus * gpu_gb * GIB
+
+    def line(self, gpu_gb: float | None) -> str:
+        """A line for a person, in GiB."""
+        parts = ", ".join(f"{name} {size / GIB:,.2f}" for name, size in self.parts.items())
+        where = f"{self.processes} x {self.gpus:g} GPU" if self.gpus else f"{self.processes} on CPU"
+        share = f" of {self.gpus * gpu_gb:,.1f}" if self.gpus and gpu_gb else ""
+        verdict = "" if self.fits(gpu_gb) else "; does not fit"
+        return f"{where}: {self.total / GIB:,.2f}{share} GiB each ({parts}){self.note}{verdict}"
+
+
+def needs(config: RunConfig, janus: JanusConfig, rewards: Mapping[str, int | None]) -> list[Need]:
+    """What each pool's processes need. `rewards` holds the parameters of each reward's model, None where unknown."""
+    sizes = ModelSizes.of(janus, config)
+    pools = [_semantic(config, sizes)] if config.semantic.enabled else []
+    pools += [_image(config, sizes), _learner(config, sizes)]
+    for service in config.rewards.services:
+        if count := rewards.get(service.name):
+            width = _WIDTH[str(service.options.get("dtype", "float32"))]
+            parts = {"weights": count * width, "activations about": service.batch_size * 32 * 2**20}
+            pools.append(Need(f"reward {service.name}", service.replicas, service.gpus, parts))
+    return pools
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Sizes of a Janus: parameters in all, of the language model, and those that train; bytes of a KV cache slot."""
+
+    total: int
+    language: int
+    trained: int
+    slot: int
+    width: int
+    janus: JanusConfig
+
+    @classmethod
+    def of(cls, janus: JanusConfig, config: RunConfig) -> ModelSizes:
+        """Counted on a model without storage."""
+        with torch.device("meta"):
+            model = JanusForConditionalGeneration(janus)
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        width, text = _WIDTH[config.policy.dtype], janus.text_config
+        head = text.hidden_size // text.num_attention_heads
+        return cls(
+            total=sum(sizes.values()),
+            language=sum(size for name, size in sizes.items() if is_trained(name, "language_model")),
+            trained=sum(size for name, size in sizes.items() if is_trained(name, config.policy.trained)),
+            slot=2 * text.num_hidden_layers * text.num_key_value_heads * head * width,
+            width=width,
+            janus=janus,
+        )
+
+
+def _semantic(config: RunConfig, sizes: ModelSizes) -> Need:
+    """vLLM takes what it is told to take; what the weights leave of it is KV cache."""
+    pool, weights = config.semantic, sizes.language * sizes.width
+    length = pool.max_prompt_tokens + pool.max_tokens
+    cache = pool.kv_cache_gb * GIB
+    if pool.gpus and config.ray.gpu_memory_gb:
+        taken = pool.gpu_memory_utilization * config.ray.gpu_memory_gb * GIB * pool.tensor_parallel
+        cache = taken - weights - VLLM_WORK * pool.tensor_parallel
+    together = int(cache // (length * sizes.slot))
+    note = f", KV cache for {max(0, together)} whole CoTs at a time, max_num_seqs {pool.max_num_seqs}"
+    parts = {"weights": float(weights), "KV cache": cache} | (
+        {"work": VLLM_WORK * pool.tensor_parallel} if pool.gpus else {}
     )
+    return Need("semantic", pool.replicas, pool.gpus, parts, note)
 
 
-def count_parameters(janus: JanusConfig, trained: str) -> tuple[int, int]:
-    """All parameters of the model and those that train, counted without making any."""
-    with torch.device("meta"):
-        model = JanusForConditionalGeneration(janus)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return sum(sizes.values()), sum(size for name, size in sizes.items() if is_trained(name, trained))
+def _image(config: RunConfig, sizes: ModelSizes) -> Need:
+    pool, janus = config.image, sizes.janus
+    rows = pool.batch_size * (2 if pool.guidance_scale != 1 else 1)
+    tokens = janus.vq_config.num_patches**2 + config.semantic.max_prompt_tokens + config.semantic.max_tokens
+    pixels = (janus.vq_config.num_patches * 2 ** (len(janus.vq_config.channel_multiplier) - 1)) ** 2
+    decoded = min(pool.decode_batch, pool.batch_size)
+    parts = {
+        "weights": sizes.total * sizes.width,
+        "KV cache up to": rows * tokens * sizes.slot,
+        "decoder about": 4 * decoded * pixels * janus.vq_config.base_channels * sizes.width,
+    }
+    return Need("image", pool.replicas, pool.gpus, parts)
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"
+def _learner(config: RunConfig, sizes: ModelSizes) -> Need:
+    """Mixed-precision ZeRO: float32 master weights and Adam's two moments from stage 1 on a share a rank, and so on."""
+    learner, width = config.learner, sizes.width
+    stage = max(learner.zero_stage, 1) if width == 2 else learner.zero_stage
+    weights = sizes.total * width / (learner.ranks if stage == 3 else 1)
+    reference = sizes.trained * width / (learner.ranks if stage == 3 else 1) if learner.objective.beta else 0.0
+    parts = {
+        "weights": weights,
+        "reference": reference,
+        "gradients": sizes.trained * 4 / (learner.ranks if stage >= 2 else 1),
+        "optimizer": sizes.trained * (8 + (4 if width == 2 else 0)) / (learner.ranks if stage >= 1 else 1),
+        "activations about": _activations(config, sizes),
+    }
+    return Need("learner", learner.ranks, learner.gpus, parts)
+
+
+def _activations(config: RunConfig, sizes: ModelSizes) -> float:
+    """What one micro-batch keeps for its backward pass, and a chunk of logits."""
+    text = sizes.janus.text_config
+    layer = 32 * text.hidden_size + 4 * sizes.width * text.intermediate_size
+    layers, kept = text.num_hidden_layers, sizes.width * text.hidden_size
+    token = layer + layers * kept if config.learner.gradient_checkpointing else layers * layer
+    return float(config.learner.micro_batch_tokens * token + 6 * 4 * 2**25)

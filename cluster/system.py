@@ -78,16 +78,15 @@ class System:
         pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, newest.welcome) for spec in _specs(config)}
         for pool in pools.values():
             stack.callback(pool.close)
-        services = asyncio.create_task(_reward_services(config, folder, name, stack))
-        await asyncio.gather(
-            services,
-            ranks.start(config.ray.start_deadline_s),
-            *(pool.start(config.ray.start_deadline_s) for pool in pools.values()),
-        )
+        deadline_s = config.ray.start_deadline_s
+        actors = asyncio.gather(ranks.start(deadline_s), *(pool.start(deadline_s) for pool in pools.values()))
+        if any(service.gpus for service in config.rewards.services):
+            await actors  # a small reward that came first could take the GPU that a large actor needs whole
+        services, _ = await asyncio.gather(_reward_services(config, folder, name, stack), actors)
         rollout = Rollout(
             semantic=pools.get("semantic"),
             image=pools["image"],
-            rewards=services.result().clients,
+            rewards=services.clients,
             telemetry=telemetry,
             seed=config.seed,
             group_size=config.rollout.group_size,
