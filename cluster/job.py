@@ -78,6 +78,7 @@ class _Job:
         began = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             system = await System.start(self.config, self.folder, self.display, stack, self.resume)
+            self._stop_on_signals()  # again: Ray's own SIGTERM handler ends the process within three seconds
             if system.telemetry.address:
                 self.display.say(
                     f"metrics at {system.telemetry.address}, logs in {os.path.relpath(self.folder.logs)}"
