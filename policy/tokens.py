@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,6 +67,21 @@ class TokenLayout:
             grid=grid,
             image_size=grid * 2 ** (len(config.vq_config.channel_multiplier) - 1),
         )
+
+
+def check_markers(tokenizer: PreTrainedTokenizerBase, templates: Templates) -> None:
+    """See that the role markers of the chat template are tokens of their own, as `<|User|>` is in Janus-Pro.
+
+    Raises:
+        TokenizerError: a `<|...|>` of `templates.chat` is not; the model was not trained on the pieces of it.
+    """
+    for marker in re.findall(r"<\|[^|<>\s]+\|>", templates.chat):
+        ids = tokenizer.encode(marker, add_special_tokens=False)
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise TokenizerError(
+                f"the tokenizer has no token {marker}, which policy.templates.chat uses; "
+                "write the chat turn that this checkpoint was trained with"
+            )
 
 
 class PromptBuilder:
