@@ -117,9 +117,7 @@ def read_config(folder: Path) -> tuple[Layout, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
     if kind not in _MODEL_TYPES:
-        raise CheckpointError(
-            f"{folder} holds a {kind} model; janus or multi_modality (Janus's own layout) is needed"
-        )
+        raise CheckpointError(f"{folder} holds a {kind} model, not janus or multi_modality (its original layout)")
     return _MODEL_TYPES[kind], raw
 
 
@@ -158,9 +156,7 @@ def _config(folder: Path, layout: Layout, raw: dict[str, Any], files: WeightFile
 
 def _special_ids(folder: Path) -> dict[str, int | None]:
     tokenizer = load_tokenizer(folder)
-    ids: dict[str, int | None] = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-    }
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return ids | {"image_token_id": tokenizer.get_vocab().get("<image_placeholder>")}
 
 
@@ -199,7 +195,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
 
 
 def expected_shapes(config: transformers.JanusConfig) -> dict[str, tuple[int, ...]]:
-    """The state dict's names and shapes of a Janus of that config; imports the model's classes, which takes a second."""
+    """The state dict's names and shapes of a Janus of that config; imports the model's classes, a second."""
     with torch.device("meta"):
         model = transformers.JanusForConditionalGeneration(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -1,7 +1,7 @@
 """The config.json of Janus's original layout (`multi_modality`), to transformers' JanusConfig and back.
 
-The original states little: LlamaConfig's defaults stand for what a 7B leaves out, and its own classes for the sizes of
-vision tower and VQ model. What it does not state is read off the tensors' shapes.
+The original states little: LlamaConfig's defaults stand for what a 7B leaves out, and its own classes for the sizes
+of vision tower and VQ model. What it does not state is read off the tensors' shapes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _TOWER = "vision_model.vision_tower."
 _VQ = "gen_vision_model."
 # Which parts of the language config are written out; the rest are LlamaConfig's defaults, then as now.
 _LANGUAGE_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "hidden_act", "max_position_embeddings", "rms_norm_eps",
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps",
 )  # fmt: skip
 
 

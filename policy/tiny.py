@@ -1,4 +1,4 @@
-"""Tiny random Janus models of the true architecture, and complete checkpoint folders of them, for tests and rehearsals."""
+"""Tiny random Janus models of the true architecture, and complete checkpoint folders, for tests and rehearsals."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from policy.config import INSTRUCTION
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 _SPECIAL = [BOS, EOS, PAD, "<image_placeholder>", "<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"]
+_WORDS = "a photo of two three red green blue yellow circle square triangle left right above below dog cat car bench"
 
 
 def tiny_janus(
@@ -82,9 +83,9 @@ def write_tiny_janus(folder: str | Path, layout: Layout = "hf", seed: int = 0) -
 
 
 def tiny_tokenizer() -> transformers.PreTrainedTokenizerBase:
-    """A byte-level BPE of 512 ids with Janus-Pro's special tokens; any text round-trips."""
+    """A byte-level BPE of some 450 ids with Janus-Pro's special tokens; any text round-trips."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"[\r\n]"), "isolated"),
             pre_tokenizers.Split(Regex(r"\s?\p{L}+"), "isolated"),
@@ -93,7 +94,7 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerBase:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512 - len(_SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -103,7 +104,7 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerBase:
         [INSTRUCTION, "a photo of red green blue circle square triangle left right"], trainer
     )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in _SPECIAL])
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     return transformers.PreTrainedTokenizerFast(

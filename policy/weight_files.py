@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ SHARD_BYTES = 5_000_000_000
 _FORMATS = ("model.safetensors", "pytorch_model.bin")  # in order of preference; each may have an index of shards
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -60,7 +61,7 @@ class WeightFiles:
         """One tensor, mapped into memory rather than copied: do not write to it.
 
         Each read of a safetensors file makes a map of its own, which goes with the tensor, so that a process that
-        reads tensors one by one never holds more of the file than one tensor. PyTorch's format is mapped file by file.
+        reads tensors one by one never holds more of the file than one. PyTorch's format is mapped file by file.
         """
         path = self._file[name]
         if path.suffix != ".safetensors":
@@ -139,7 +140,7 @@ def write_weights(
             size = 0
         shards[-1].append(name)
         size += info.bytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write_shard(folder / file, {name: tensors[name] for name in names}, read)
@@ -166,10 +167,10 @@ def _write_shard(path: Path, tensors: dict[str, TensorInfo], read: Callable[[str
         for name in names:
             tensor = read(name)
             assert (tuple(tensor.shape), tensor.dtype) == (tensors[name].shape, tensors[name].dtype), name
-            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _shards(index: Path) -> Sequence[Path]:
+def _shards(index: Path) -> list[Path]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return [index.with_name(Path(name).name) for name in dict.fromkeys(sorted(names))]
