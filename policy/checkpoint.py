@@ -27,6 +27,7 @@ from policy.weight_files import TensorInfo, WeightFiles
 Layout = Literal["hf", "original"]
 _MODEL_TYPES: dict[str, Layout] = {"janus": "hf", "multi_modality": "original"}
 _SHOWN = 5
+IMAGE_TOKEN = "<image_placeholder>"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _config(folder: Path, layout: Layout, raw: dict[str, Any], files: WeightFile
 def _special_ids(folder: Path) -> dict[str, int | None]:
     tokenizer = load_tokenizer(folder)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return ids | {"image_token_id": tokenizer.get_vocab().get("<image_placeholder>")}
+    return ids | {"image_token_id": tokenizer.get_vocab().get(IMAGE_TOKEN)}
 
 
 def _check_names(folder: Path, layout: Layout, files: WeightFiles) -> None:

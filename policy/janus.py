@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from policy.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
 from policy.config import PolicyConfig
 from policy.errors import CheckpointError as CheckpointError
+from policy.export import save_hf
 from policy.tokens import PromptBuilder, TokenizerError, TokenLayout, check_markers
 
 _GENERATION = ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head.")
@@ -78,6 +79,8 @@ def load_model(
     state = model.state_dict()
     for name, tensor in checkpoint.tensors():
         state[name].copy_(tensor)
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(checkpoint.folder)
     return model.eval()
 
 
@@ -96,9 +99,8 @@ def save_policy(
     tokenizer: transformers.PreTrainedTokenizerBase,
     folder: str | Path,
 ) -> None:
-    """Write a checkpoint in the Hugging Face layout, in the model's number format."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write a checkpoint in the Hugging Face layout, in the model's number format; beyond 5 GB in shards."""
+    save_hf(model, tokenizer, folder)
 
 
 def is_trained(name: str, trained: str) -> bool:

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from policy.checkpoint import Layout
 from policy.config import INSTRUCTION
+from policy.export import save_hf, save_original
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 _SPECIAL = [BOS, EOS, PAD, "<image_placeholder>", "<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"]
@@ -70,8 +71,6 @@ def write_tiny_janus(folder: str | Path, layout: Layout = "hf", seed: int = 0) -
     Hidden 64, 2 layers, heads 32 wide, 1024 positions; 6x6 image tokens of 256 codes, 48x48 pixels; about 1 MB.
     Tokens and chat format are those of the real checkpoints, so `PolicyConfig`'s default templates fit.
     """
-    from policy.export import save_hf, save_original
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()

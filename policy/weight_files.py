@@ -128,10 +128,12 @@ def weight_files(folder: Path) -> list[Path]:
 def write_weights(
     folder: Path, tensors: dict[str, TensorInfo], read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write safetensors files, sharded with an index beyond `shard_bytes`; holds one tensor at a time.
+    """Write safetensors files, sharded with an index beyond `shard_bytes`, in place of earlier ones; holds one tensor.
 
     `read` gives a tensor by its name; it must be as `tensors` says.
     """
+    for stale in [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]:
+        stale.unlink()
     shards: list[list[str]] = [[]]
     size = 0
     for name, info in tensors.items():
