@@ -177,8 +177,8 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor the model needs, of its shape, and no other."""
     expected, found = expected_shapes(checkpoint.config), checkpoint.shapes()
     unknown = [name for name in checkpoint.files.tensors if not checkpoint._places(name) and not is_dropped(name)]
-    unknown += [checkpoint.stored_name(name) for name in found if name not in expected]
-    missing = [checkpoint.stored_name(name) for name in expected if name not in found]
+    unknown += _stored(checkpoint, [name for name in found if name not in expected])
+    missing = _stored(checkpoint, [name for name in expected if name not in found])
     wrong = [
         f"{checkpoint.stored_name(name)} is {list(found[name])} and must be {list(shape)}"
         for name, shape in expected.items()
@@ -193,6 +193,11 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.folder}: the tensors are not those of a Janus of its config.json; {'; '.join(problems)}"
         )
+
+
+def _stored(checkpoint: Checkpoint, names: list[str]) -> list[str]:
+    """Stored names, each once: three tensors of the Hugging Face layout may be one in the files."""
+    return list(dict.fromkeys(checkpoint.stored_name(name) for name in names))
 
 
 def expected_shapes(config: transformers.JanusConfig) -> dict[str, tuple[int, ...]]:

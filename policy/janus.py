@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from transformers.initialization import no_init_weights
 
 from policy.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
-from policy.config import PolicyConfig
+from policy.config import PolicyConfig, Templates
 from policy.errors import CheckpointError as CheckpointError
 from policy.export import save_hf
 from policy.tokens import PromptBuilder, TokenizerError, TokenLayout, check_markers
@@ -30,15 +30,19 @@ class Policy:
     prompts: PromptBuilder
 
 
-def check_checkpoint(folder: str | Path) -> transformers.JanusConfig:
+def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> transformers.JanusConfig:
     """A checkpoint's config, in either layout, after a look at its files that reads no weights.
 
     Raises:
-        CheckpointError: as `open_checkpoint`, or the tokenizer is missing or lacks special tokens.
+        CheckpointError: as `open_checkpoint`, or the tokenizer is missing or lacks special tokens, those of
+            `templates` among them.
     """
     try:
         config = open_checkpoint(folder).config
-        TokenLayout.of(load_tokenizer(folder), config)
+        tokenizer = load_tokenizer(folder)
+        TokenLayout.of(tokenizer, config)
+        if templates:
+            check_markers(tokenizer, templates)
     except (CheckpointError, TokenizerError) as error:
         raise CheckpointError(_named(folder, error)) from error
     return config
@@ -72,11 +76,13 @@ def load_model(
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with no_init_weights(), torch.device(device):
+        with no_init_weights():  # on the CPU, for the same rotary frequencies everywhere; weights stay untouched
             model = transformers.JanusForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    state = model.state_dict()
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, device=device)
+    state = model.to(device).state_dict()
     for name, tensor in checkpoint.tensors():
         state[name].copy_(tensor)
     if (checkpoint.folder / "generation_config.json").is_file():

@@ -55,8 +55,9 @@ class TokenLayout:
         text_vocab = config.text_config.vocab_size
         for name, value in ids.items():
             if value is None or not 0 <= value < text_vocab:
+                token = {"boi": f" ({BEGIN_OF_IMAGE})", "eoi": f" ({END_OF_IMAGE})"}.get(name, "")
                 raise TokenizerError(
-                    f"the tokenizer's {name} token id is {value}; it must lie in the vocabulary of {text_vocab}"
+                    f"the tokenizer's {name} token id{token} is {value}; it must lie in the model's {text_vocab} ids"
                 )
         grid = config.vq_config.num_patches
         return cls(
@@ -91,6 +92,10 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._layout = layout
         self._templates = templates
+        # A tokenizer may hold a token as special without naming it among its special tokens.
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        reserved = {*tokenizer.all_special_tokens, *added, BEGIN_OF_IMAGE, END_OF_IMAGE}
+        self._reserved = re.compile("|".join(map(re.escape, sorted(reserved))))
 
     def semantic_prompt(self, prompt: str) -> list[int]:
         """Stage 1: the chat turn that asks for the semantic-level CoT of `prompt`."""
@@ -118,8 +123,8 @@ class PromptBuilder:
         return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def _plain(self, text: str) -> str:
-        for token in self._tokenizer.all_special_tokens:
-            text = text.replace(token, "")
+        while (plain := self._reserved.sub("", text)) != text:  # what stood around a token may make another
+            text = plain
         return text
 
 

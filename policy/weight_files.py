@@ -128,11 +128,11 @@ def weight_files(folder: Path) -> list[Path]:
 def write_weights(
     folder: Path, tensors: dict[str, TensorInfo], read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write safetensors files, sharded with an index beyond `shard_bytes`, in place of earlier ones; holds one tensor.
+    """Write safetensors files, in shards of `shard_bytes`, in place of earlier ones; holds one tensor at a time.
 
     `read` gives a tensor by its name; it must be as `tensors` says.
     """
-    for stale in [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]:
+    for stale in [*folder.glob("model-*-of-*.safetensors"), *folder.glob("model.safetensors*")]:
         stale.unlink()
     shards: list[list[str]] = [[]]
     size = 0

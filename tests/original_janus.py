@@ -7,13 +7,17 @@ AttentionPoolLatent, and not from this project's table of names: what `policy.or
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from policy.tiny import tiny_tokenizer
 
 
 class ResnetBlock(nn.Module):
@@ -230,8 +234,8 @@ class OriginalJanus(nn.Module):
             "vision": ("CLIPVisionTower", tower),
         }
         config = {f"{k}_config": {"cls": cls, "model_type": k, "params": p} for k, (cls, p) in parts.items()}
-        stated = ("hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "vocab_size")
-        language = {"model_type": "llama", "torch_dtype": "bfloat16", **{key: self.sizes[key] for key in stated}}
+        language = {"model_type": "llama", "torch_dtype": "bfloat16", **self.sizes}
+        del language["intermediate_size"], language["num_hidden_layers"]  # read off the tensors
         return config | {
             "architectures": ["MultiModalityCausalLM"],
             "language_config": language,
@@ -241,3 +245,49 @@ class OriginalJanus(nn.Module):
 
     def write_config(self, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(self.config()), encoding="utf-8")
+
+
+def original_janus() -> OriginalJanus:
+    """A random model that knows three ids more than its tokenizer, as Janus-Pro does many."""
+    torch.manual_seed(1)
+    return OriginalJanus(vocab=len(tiny_tokenizer()) + 3).eval()
+
+
+def state_of(model: OriginalJanus) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def write_beside(model: OriginalJanus, folder: Path) -> None:
+    """Tokenizer and config, as they stand beside the weights of a released checkpoint."""
+    tiny_tokenizer().save_pretrained(folder)
+    told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"tokenizer_class": "LlamaTokenizerFast"}))
+    model.write_config(folder)
+
+
+def write_original(model: OriginalJanus, folder: Path) -> Path:
+    """A complete folder with the model's own state dict in one safetensors file."""
+    save_file(state_of(model), folder / "model.safetensors")
+    write_beside(model, folder)
+    return folder
+
+
+def single_bin(state: dict[str, Tensor], folder: Path) -> None:
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def _shards(state: dict[str, Tensor], folder: Path, stem: str, ext: str, save: Callable[..., None]) -> None:
+    names = list(state)
+    shards = {f"{stem}-{i + 1:05}-of-00003.{ext}": names[i::3] for i in range(3)}
+    for file, held in shards.items():
+        save({name: state[name] for name in held}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
+    (folder / f"{stem}.{ext}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def sharded_bin(state: dict[str, Tensor], folder: Path) -> None:
+    _shards(state, folder, "pytorch_model", "bin", torch.save)
+
+
+def sharded_safetensors(state: dict[str, Tensor], folder: Path) -> None:
+    _shards(state, folder, "model", "safetensors", save_file)

@@ -1,4 +1,4 @@
-"""Checkpoints of both layouts: names against the original's own modules, round trips, errors, memory."""
+"""Checkpoints of both layouts: names against the original's own modules, round trips, bits, memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from original_janus import (
+    OriginalJanus,
+    original_janus,
+    sharded_bin,
+    sharded_safetensors,
+    single_bin,
+    state_of,
+    write_beside,
+    write_original,
+)
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, JanusForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, JanusForConditionalGeneration
+from transformers.initialization import no_init_weights
 
-from policy.checkpoint import load_tokenizer, open_checkpoint
-from policy.config import PolicyConfig, Templates
-from policy.errors import CheckpointError
+from policy.checkpoint import open_checkpoint
+from policy.config import PolicyConfig
 from policy.export import DROPPED, export_checkpoint, save_original
-from policy.janus import Policy, check_checkpoint, load_model, load_policy
+from policy.janus import Policy, load_model, load_policy
 from policy.original_layout import hf_names, is_dropped, place_of
-from policy.tiny import tiny_tokenizer, write_tiny_janus
+from policy.tiny import tiny_janus, tiny_tokenizer, write_tiny_janus
 from policy.weight_files import WeightFiles
-from tests.original_janus import OriginalJanus
 
 ORIGINAL_SIDE_FILES = [
     "config.json", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
@@ -32,33 +40,17 @@ ORIGINAL_SIDE_FILES = [
 
 @pytest.fixture(scope="module")
 def original() -> OriginalJanus:
-    torch.manual_seed(1)
-    return OriginalJanus(vocab=len(tiny_tokenizer()) + 3).eval()
+    return original_janus()
 
 
 @pytest.fixture(scope="module")
 def original_folder(original: OriginalJanus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The original model's own state dict in one safetensors file, with tokenizer and config."""
-    folder = tmp_path_factory.mktemp("original")
-    save_file(_state(original), folder / "model.safetensors")
-    _beside(original, folder)
-    return folder
+    return write_original(original, tmp_path_factory.mktemp("original"))
 
 
 @pytest.fixture(scope="module")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_janus(tmp_path_factory.mktemp("hf"), "hf", seed=2)
-
-
-def _state(model: OriginalJanus) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _beside(model: OriginalJanus, folder: Path) -> None:
-    tiny_tokenizer().save_pretrained(folder)
-    told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"tokenizer_class": "LlamaTokenizerFast"}))
-    model.write_config(folder)
 
 
 def _load(folder: Path, dtype: str = "float32") -> Policy:
@@ -142,35 +134,14 @@ def test_loading_equals_from_pretrained(hf_folder: Path, dtype: str) -> None:
         assert torch.equal(one, other)
 
 
-def _single_bin(state: dict[str, Tensor], folder: Path) -> None:
-    torch.save(state, folder / "pytorch_model.bin")
-
-
-def _sharded(state: dict[str, Tensor], folder: Path, stem: str, ext: str, save: Callable[..., None]) -> None:
-    names = list(state)
-    shards = {f"{stem}-{i + 1:05}-of-00003.{ext}": names[i::3] for i in range(3)}
-    for file, held in shards.items():
-        save({name: state[name] for name in held}, folder / file)
-    index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
-    (folder / f"{stem}.{ext}.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _sharded_bin(state: dict[str, Tensor], folder: Path) -> None:
-    _sharded(state, folder, "pytorch_model", "bin", torch.save)
-
-
-def _sharded_safetensors(state: dict[str, Tensor], folder: Path) -> None:
-    _sharded(state, folder, "model", "safetensors", save_file)
-
-
-@pytest.mark.parametrize("write", [_single_bin, _sharded_bin, _sharded_safetensors])
+@pytest.mark.parametrize("write", [single_bin, sharded_bin, sharded_safetensors])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kind_of_file(
     original: OriginalJanus, tmp_path: Path, write: Callable[..., None], dtype: torch.dtype
 ) -> None:
-    state = {name: value.to(dtype) for name, value in _state(original).items()}
+    state = {name: value.to(dtype) for name, value in state_of(original).items()}
     write(state, tmp_path)
-    _beside(original, tmp_path)
+    write_beside(original, tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     read = {name: tensor.clone() for name, tensor in checkpoint.tensors()}
     assert {name: tuple(value.shape) for name, value in read.items()} == checkpoint.shapes()
@@ -196,12 +167,12 @@ def test_original_to_hf_and_back(original: OriginalJanus, original_folder: Path,
         assert torch.equal(one, other)
 
     assert export_checkpoint(open_checkpoint(hf), bare, "original").left_out == DROPPED
-    kept = {name: value for name, value in _state(original).items() if not is_dropped(name)}
+    kept = {name: value for name, value in state_of(original).items() if not is_dropped(name)}
     assert _same(_tensors(bare), kept)
     assert sorted(path.name for path in bare.glob("*.json")) == ORIGINAL_SIDE_FILES
     assert not export_checkpoint(open_checkpoint(hf), full, "original", base=source).left_out
-    assert _same(_tensors(full), _state(original))
-    assert (full / "config.json").read_text() == json.dumps(json.loads((original_folder / "config.json").read_text()), indent=2) + "\n"
+    assert _same(_tensors(full), state_of(original))
+    assert json.loads((full / "config.json").read_text()) == original.config()
     for folder in (bare, full):
         for one, other in zip(_outputs(_load(folder).model), _outputs(_load(original_folder).model), strict=True):
             assert torch.equal(one, other)
@@ -217,3 +188,41 @@ def test_hf_to_original_and_back(hf_folder: Path, tmp_path: Path) -> None:
         assert ours[part] == theirs[part], part
     for one, other in zip(_outputs(_load(again).model), _outputs(_load(original).model), strict=True):
         assert torch.equal(one, other)
+
+
+MEASURE = """
+import sys
+from policy.config import PolicyConfig
+from policy.janus import load_policy
+
+def resident(kind):
+    return int(dict(line.split(":", 1) for line in open("/proc/self/status"))[kind].split()[0]) * 1024
+
+load_policy(PolicyConfig(checkpoint=sys.argv[1], dtype="float32"))
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+before = resident("VmRSS")
+load_policy(PolicyConfig(checkpoint=sys.argv[2], dtype="bfloat16"))
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="reads /proc")
+def test_loading_holds_one_copy(hf_folder: Path, large_folder: Path) -> None:
+    """220 MB of float32 in one file, loaded as bfloat16: the peak grows by the model's 110 MB and little more."""
+    command = [sys.executable, "-c", MEASURE, str(hf_folder), str(large_folder)]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout)
+    model = (large_folder / "model.safetensors").stat().st_size / 2
+    assert 0.9 * model < grown < 1.25 * model
+
+
+@pytest.fixture(scope="module")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    tokenizer = tiny_tokenizer()
+    with no_init_weights():
+        model = tiny_janus(tokenizer, hidden=1024, layers=4, heads=16)
+    for parameter in model.parameters():
+        parameter.data.fill_(0.5)
+    save_original(model, tokenizer, folder)
+    return folder
