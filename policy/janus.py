@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def load_model(
     checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> transformers.JanusForConditionalGeneration:
     """The checkpoint's model in eval mode, made on the device and filled tensor by tensor."""
-    config = checkpoint.config
+    config = copy.deepcopy(checkpoint.config)
     for part in (config, config.text_config, config.vision_config, config.vq_config):
         part.dtype = dtype  # or the parts would be made in the number format that the checkpoint was saved in
     before = torch.get_default_dtype()
