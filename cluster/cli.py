@@ -1,4 +1,4 @@
-"""The command line: check, train, generate, report. Errors are one sentence and an exit code that is not 0."""
+"""The command line: check, train, generate, export, report. Errors are one sentence and an exit code other than 0."""
 
 from __future__ import annotations
 
@@ -69,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", default="pictures", help="folder for the pictures (default: pictures)")
     generate.add_argument("--members", type=int, default=1, help="pictures of each prompt (default: 1)")
     generate.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+    export = commands.add_parser("export", help="Write a run's policy or a checkpoint in either layout.")
+    export.add_argument("source", help="run folder, or folder of a Janus checkpoint")
+    export.add_argument("out", help="folder to write, new or empty")
+    export.add_argument(
+        "--to", required=True, choices=["hf", "original"], help="layout: transformers' own, or DeepSeek's"
+    )
+    export.add_argument("--base", help="original checkpoint to take what only its layout holds from (--to original)")
     return parser
 
 
@@ -143,6 +150,21 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from cluster.console import own_console
+    from cluster.export import export
+
+    base = Path(arguments.base) if arguments.base else None
+    written = export(Path(arguments.source), Path(arguments.out), arguments.to, base)
+    console = own_console()
+    text = f"{arguments.out}: {written.tensors} tensors, {written.bytes / 1e9:.2f} GB, {arguments.to} layout"
+    console.print(text, markup=False, soft_wrap=True)
+    if written.left_out:
+        hint = "; --base FOLDER takes them from an original checkpoint" if arguments.to == "original" else ""
+        console.print(f"left out: {written.left_out}{hint}", markup=False, soft_wrap=True)
+    return 0
+
+
 _COMMANDS = {
-    "check": _check, "train": _train, "rehearse": _rehearse, "report": _report, "generate": _generate,
+    "check": _check, "train": _train, "rehearse": _rehearse, "report": _report, "generate": _generate, "export": _export,
 }  # fmt: skip

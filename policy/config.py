@@ -41,7 +41,7 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: str = Field(description="Folder of a Janus checkpoint in the Hugging Face layout.")
+    checkpoint: str = Field(description="Folder of a Janus checkpoint, in the Hugging Face or the original layout.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Number format of the weights.")
     trained: Literal["language_model", "generation"] = Field(
         "language_model",

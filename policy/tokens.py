@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,8 +55,9 @@ class TokenLayout:
         text_vocab = config.text_config.vocab_size
         for name, value in ids.items():
             if value is None or not 0 <= value < text_vocab:
+                token = {"boi": f" ({BEGIN_OF_IMAGE})", "eoi": f" ({END_OF_IMAGE})"}.get(name, "")
                 raise TokenizerError(
-                    f"the tokenizer's {name} token id is {value}; it must lie in the vocabulary of {text_vocab}"
+                    f"the tokenizer's {name} token id{token} is {value}; it must lie in the model's {text_vocab} ids"
                 )
         grid = config.vq_config.num_patches
         return cls(
@@ -68,6 +70,21 @@ class TokenLayout:
         )
 
 
+def check_markers(tokenizer: PreTrainedTokenizerBase, templates: Templates) -> None:
+    """See that the role markers of the chat template are tokens of their own, as `<|User|>` is in Janus-Pro.
+
+    Raises:
+        TokenizerError: a `<|...|>` of `templates.chat` is not; the model was not trained on the pieces of it.
+    """
+    for marker in re.findall(r"<\|[^|<>\s]+\|>", templates.chat):
+        ids = tokenizer.encode(marker, add_special_tokens=False)
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise TokenizerError(
+                f"the tokenizer has no token {marker}, which policy.templates.chat uses; "
+                "write the chat turn that this checkpoint was trained with"
+            )
+
+
 class PromptBuilder:
     """Builds the prompt ids of both stages; every prompt starts with BOS, and no special token hides in user text."""
 
@@ -75,6 +92,10 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._layout = layout
         self._templates = templates
+        # A tokenizer may hold a token as special without naming it among its special tokens.
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        reserved = {*tokenizer.all_special_tokens, *added, BEGIN_OF_IMAGE, END_OF_IMAGE}
+        self._reserved = re.compile("|".join(map(re.escape, sorted(reserved))))
 
     def semantic_prompt(self, prompt: str) -> list[int]:
         """Stage 1: the chat turn that asks for the semantic-level CoT of `prompt`."""
@@ -102,8 +123,8 @@ class PromptBuilder:
         return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def _plain(self, text: str) -> str:
-        for token in self._tokenizer.all_special_tokens:
-            text = text.replace(token, "")
+        while (plain := self._reserved.sub("", text)) != text:  # what stood around a token may make another
+            text = plain
         return text
 
 
