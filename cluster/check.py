@@ -41,7 +41,7 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
         exclude = config.prompts.exclude if subject == "prompts.train" else ()
         look(subject, lambda path=path, exclude=exclude: _prompts(path, exclude))  # type: ignore[misc]
     for service in config.rewards.services:
-        look(f"reward {service.name}", lambda service=service: _reward(service))  # type: ignore[misc]
+        look(f"reward {service.name}", lambda service=service: _reward(service, config))  # type: ignore[misc]
     look("resources", lambda: _resources(config))
     if config.buffer.url:
         look("buffer", lambda: _redis(config))
@@ -77,8 +77,8 @@ def _prompts(path: str, exclude: Sequence[str]) -> str:
     return f"{path}: {len(records):,} prompts ({rows}){left_out}"
 
 
-def _reward(service: RewardConfig) -> str:
-    check_reward(service)
+def _reward(service: RewardConfig, config: RunConfig) -> str:
+    check_reward(service, config.rewards.scoring)
     return f"{service.target}, weight {service.weight:g}, {service.replicas} replica(s)"
 
 
