@@ -114,6 +114,31 @@ def _image(config: RunConfig, sizes: ModelSizes) -> Need:
     parts = {
         "weights": sizes.total * sizes.width,
         "KV cache up to": rows * tokens * sizes.slot,
-        "decoder about": 6 * decoded * pixels * janus.vq_config.base_channels * sizes.width,
+        "decoder about": 4 * decoded * pixels * janus.vq_config.base_channels * sizes.width,
     }
     return Need("image", pool.replicas, pool.gpus, parts)
+
+
+def _learner(config: RunConfig, sizes: ModelSizes) -> Need:
+    """Mixed-precision ZeRO: beside the weights float32 master weights and Adam's two moments."""
+    learner, width = config.learner, sizes.width
+    stage = max(learner.zero_stage, 1) if width == 2 else learner.zero_stage
+    weights = sizes.total * width / (learner.ranks if stage == 3 else 1)
+    reference = sizes.trained * width / (learner.ranks if stage == 3 else 1) if learner.objective.beta else 0.0
+    parts = {
+        "weights": weights,
+        "reference": reference,
+        "gradients": sizes.trained * 4 / (learner.ranks if stage >= 2 else 1),
+        "optimizer": sizes.trained * (8 + (4 if width == 2 else 0)) / (learner.ranks if stage >= 1 else 1),
+        "activations about": _activations(config, sizes),
+    }
+    return Need("learner", learner.ranks, learner.gpus, parts)
+
+
+def _activations(config: RunConfig, sizes: ModelSizes) -> float:
+    """What one micro-batch keeps for its backward pass, and a chunk of logits."""
+    text = sizes.janus.text_config
+    layer = 32 * text.hidden_size + 4 * sizes.width * text.intermediate_size
+    layers, kept = text.num_hidden_layers, sizes.width * text.hidden_size
+    token = layer + layers * kept if config.learner.gradient_checkpointing else layers * layer
+    return float(config.learner.micro_batch_tokens * token + 6 * 4 * 2**25)
