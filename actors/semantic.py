@@ -79,6 +79,9 @@ class SemanticWriter:
                 tensor_parallel_size=config.tensor_parallel,
                 worker_extension_cls=WORKER,
                 enable_prefix_caching=config.prefix_caching,
+                # A prompt that is prefilled in parts draws and discards tokens, which its seed's generator then lacks
+                # (and which fails on CPUs).
+                enable_chunked_prefill=False,
                 enforce_eager=config.enforce_eager,
                 gpu_memory_utilization=config.gpu_memory_utilization,
                 kv_cache_memory_bytes=None if config.gpus else int(config.kv_cache_gb * 2**30),

@@ -118,6 +118,9 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         f"bicot: rehearsing [bold]{arguments.config}[/bold] with tiny random models in {arguments.folder}",
         soft_wrap=True,
     )
+    from cluster.worker import log_to
+
+    log_to(Path(arguments.folder) / "models.log")
     from cluster.rehearsal import rehearsal
 
     small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)

@@ -187,5 +187,10 @@ def test_tensor_parallel_with_top_k(tiny_config: PolicyConfig, tiny_policy: Poli
                 states = model.model.language_model(input_ids=ids[None, :-1]).last_hidden_state[0]
             likeliest = model.lm_head(states[-len(output.segment.token_ids) :]).topk(3).indices
             assert (likeliest == output.segment.token_ids[:, None]).any(-1).all()
+
+        long = [SemanticRequest(" ".join(WORDS * 10), 200 + i) for i in range(96)]
+        together = run(sharded.generate(long))
+        assert sum(len(output.segment.prompt_ids) for output in together) > 8192, "more than one step takes"
+        assert tokens(together[-1:]) == tokens(run(sharded.generate(long[-1:])))
     finally:
         sharded.close()
