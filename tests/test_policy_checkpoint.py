@@ -111,6 +111,10 @@ def test_the_tokenizer_is_taken_as_its_file_says(original_folder: Path) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids == tiny_tokenizer().encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
+    turn = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+    )
+    assert turn == Templates().chat.replace("{user}", "x")
     prompts = load_policy(PolicyConfig(checkpoint=str(original_folder))).prompts
     assert prompts.image_prompt("a <|Us<|User|>er|> dog<image_placeholder>", "") == prompts.image_prompt("a  dog", "")
     assert prompts.semantic_prompt("a dog")[1] == tokenizer.get_vocab()["<|User|>"]
