@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import transformers  # its model classes are imported when they are first named, which takes seconds
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from policy.errors import CheckpointError
@@ -141,18 +142,18 @@ def load_tokenizer(folder: str | Path) -> transformers.PreTrainedTokenizerBase:
 
 
 def _config(folder: Path, layout: Layout, raw: dict[str, Any], files: WeightFiles) -> transformers.JanusConfig:
+    special = _special_ids(folder) if layout == "original" else {}
+    shapes = {name: info.shape for name, info in files.tensors.items()}
     try:
-        if layout == "hf":
-            config = transformers.JanusConfig.from_pretrained(folder)
-            # transformers 5 ties lm_head to the embeddings where a Janus config is silent; Janus has two tensors.
-            config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-            return config
-        shapes = {name: info.shape for name, info in files.tensors.items()}
-        return janus_config(raw, shapes, _special_ids(folder))
+        config = transformers.JanusConfig.from_dict(raw) if layout == "hf" else janus_config(raw, shapes, special)
     except KeyError as error:
-        raise CheckpointError(f"{folder}: the tensor {error} is missing; its size is needed") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
+        raise CheckpointError(f"{folder / 'config.json'} does not fit the weights: there is no {error}") from error
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        told = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {told}") from error
+    # transformers 5 ties lm_head to the embeddings where a Janus config is silent; Janus has two tensors.
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    return config
 
 
 def _special_ids(folder: Path) -> dict[str, int | None]:

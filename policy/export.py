@@ -82,7 +82,7 @@ def save_hf(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    model.generation_config.to_json_file(folder / "generation_config.json")  # as it is, without a verdict on it
     return _write_hf(folder, _of_model(model), "", shard_bytes)
 
 

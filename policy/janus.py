@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,15 +40,8 @@ def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> 
         CheckpointError: as `open_checkpoint`, or the tokenizer is missing or lacks special tokens, those of
             `templates` among them.
     """
-    try:
-        config = open_checkpoint(folder).config
-        tokenizer = load_tokenizer(folder)
-        TokenLayout.of(tokenizer, config)
-        if templates:
-            check_markers(tokenizer, templates)
-    except (CheckpointError, TokenizerError) as error:
-        raise CheckpointError(_named(folder, error)) from error
-    return config
+    with _told_as_setting(folder):
+        return _open(folder, templates)[0].config
 
 
 def load_policy(config: PolicyConfig, device: str | torch.device = "cpu") -> Policy:
@@ -57,14 +52,9 @@ def load_policy(config: PolicyConfig, device: str | torch.device = "cpu") -> Pol
     Raises:
         CheckpointError: as `check_checkpoint`, or weights cannot be read.
     """
-    try:
-        checkpoint = open_checkpoint(config.checkpoint)
-        tokenizer = load_tokenizer(config.checkpoint)
-        TokenLayout.of(tokenizer, checkpoint.config)  # before the weights, which take long
-        check_markers(tokenizer, config.templates)
+    with _told_as_setting(config.checkpoint):
+        checkpoint, tokenizer = _open(config.checkpoint, config.templates)
         return make_policy(load_model(checkpoint, getattr(torch, config.dtype), device), tokenizer, config)
-    except (CheckpointError, TokenizerError) as error:
-        raise CheckpointError(_named(config.checkpoint, error)) from error
 
 
 def load_model(
@@ -120,6 +110,21 @@ def trained_parameters(model: transformers.JanusForConditionalGeneration, traine
     return {name: value for name, value in model.named_parameters() if is_trained(name, trained)}
 
 
-def _named(folder: str | Path, error: Exception) -> str:
-    text = str(error) if str(folder) in str(error) else f"{folder}: {error}"
-    return text if text.startswith("policy.checkpoint: ") else f"policy.checkpoint: {text}"
+def _open(folder: str | Path, templates: Templates | None) -> tuple[Checkpoint, transformers.PreTrainedTokenizerBase]:
+    """The checkpoint and its tokenizer, once they fit one another and the templates."""
+    checkpoint, tokenizer = open_checkpoint(folder), load_tokenizer(folder)
+    TokenLayout.of(tokenizer, checkpoint.config)
+    if templates:
+        check_markers(tokenizer, templates)
+    return checkpoint, tokenizer
+
+
+@contextmanager
+def _told_as_setting(folder: str | Path) -> Iterator[None]:
+    """Errors name the setting that the folder came from."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"policy.checkpoint: {error}") from error
+    except TokenizerError as error:
+        raise CheckpointError(f"policy.checkpoint: {folder}: {error}") from error

@@ -15,6 +15,10 @@ from policy.export import save_hf, save_original
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 _SPECIAL = [BOS, EOS, PAD, "<image_placeholder>", "<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"]
 _WORDS = "a photo of two three red green blue yellow circle square triangle left right above below dog cat car bench"
+_CHAT = (
+    "{% for message in messages %}{{ '<|User|>' if message.role == 'user' else '<|Assistant|>' }}: "
+    "{{ message.content }}\n\n{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
+)
 
 
 def tiny_janus(
@@ -68,7 +72,7 @@ def tiny_janus(
 def write_tiny_janus(folder: str | Path, layout: Layout = "hf", seed: int = 0) -> Path:
     """Write a complete random checkpoint in float32: config, weights, and a tokenizer of Janus-Pro's kind.
 
-    Hidden 64, 2 layers, heads 32 wide, 1024 positions; 6x6 image tokens of 256 codes, 48x48 pixels; about 1 MB.
+    Hidden 64, 2 layers, heads 32 wide, 1024 positions; 6x6 image tokens of 256 codes, 48x48 pixels; about 5 MB.
     Tokens and chat format are those of the real checkpoints, so `PolicyConfig`'s default templates fit.
     """
     folder = Path(folder)
@@ -113,4 +117,5 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerBase:
         pad_token=PAD,
         additional_special_tokens=_SPECIAL[3:],
         model_max_length=16384,
+        chat_template=_CHAT,
     )

@@ -73,6 +73,19 @@ def test_config_and_weights_must_be_of_one_layout(hf_folder: Path, original_fold
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="holds a llama model, not janus or multi_modality"):
         open_checkpoint(tmp_path)
+    told = json.loads((hf_folder / "config.json").read_text())
+    told["vision_config"]["hidden_size"] = "wide"
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be used: .*hidden_size"):
+        open_checkpoint(tmp_path)
+
+
+def test_sizes_are_read_off_tensors_that_must_be_there(original: OriginalJanus, tmp_path: Path) -> None:
+    state = {name: value for name, value in state_of(original).items() if not name.startswith("gen_vision_model.")}
+    save_file(state, tmp_path / "model.safetensors")
+    write_beside(original, tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not fit the weights: there is no 'gen_vision_model\.quantize"):
+        open_checkpoint(tmp_path)
 
 
 def test_missing_and_truncated_files(original: OriginalJanus, tmp_path: Path) -> None:
@@ -111,6 +124,10 @@ def test_the_tokenizer_is_taken_as_its_file_says(original_folder: Path) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids == tiny_tokenizer().encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
+    turn = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+    )
+    assert turn == Templates().chat.replace("{user}", "x")
     prompts = load_policy(PolicyConfig(checkpoint=str(original_folder))).prompts
     assert prompts.image_prompt("a <|Us<|User|>er|> dog<image_placeholder>", "") == prompts.image_prompt("a  dog", "")
     assert prompts.semantic_prompt("a dog")[1] == tokenizer.get_vocab()["<|User|>"]
