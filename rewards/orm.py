@@ -19,6 +19,7 @@ from rewards.checkpoint import (
     read_config,
     require_dtype,
     require_files,
+    require_scoring,
     torch_dtype,
 )
 from rewards.config import Scoring
@@ -79,6 +80,7 @@ class Orm(Reward):
             read_config(folder, "checkpoint", "llava_onevision")
             require_files(folder, "checkpoint", "a LLaVA-OneVision checkpoint", "*processor_config.json")
         require_dtype(options)
+        require_scoring(options)
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any]) -> int:

@@ -50,6 +50,11 @@ def load(name: str, scoring: Scoring = "paper", **options: Any) -> Any:
     return load_reward(config(name, tiny()[name] | options), scoring)
 
 
+def on_meta(*shape: int) -> torch.Tensor:
+    """A tensor without memory, for sizes of released models."""
+    return torch.empty(shape, device="meta")
+
+
 def _pictures(*shapes: tuple[int, int]) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
