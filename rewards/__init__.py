@@ -3,12 +3,16 @@
 A reward is a class with `score(pictures, prompts)`, named in the run config by its import path (`base` shows one of
 your own); each runs as a Serve deployment of its own, and `ensemble.score_group` asks all of them at once.
 
-core   base, config, ensemble   the interface and who asks     http_body    requests as bytes
-       detections, t2i_r1_code  boxes to scores, by two rules   yes_no       answers to scores
-models hps, clip, open_clip     human preference, CLIP          git_vqa      attributes
-       grounding_dino, detector_caption   objects               orm, llava_qwen, judge   "does it fit?"
-       checkpoint               files of all of them            tiny, tiny_tokenizers    random ones in their layouts
-shell  service, replica, client
+core    base, config, ensemble            the interface, the settings, and who asks
+        detections, t2i_r1_code           from boxes to a score, by the paper's rules and by the released code's
+        http_body, yes_no                 requests as bytes; answers as shares
+models  hps, clip, open_clip              human preference, and any CLIP
+        grounding_dino, detector_caption  existence, relation, count
+        git_vqa                           attributes
+        orm, llava_qwen, judge            "does it fit the prompt?", from a model here or behind an endpoint
+        checkpoint                        what their files have in common
+        tiny, tiny_tokenizers             random models in the same layouts
+shell   service, replica, client          Ray Serve
 
 docs/rewards.md says what each scores, from which files.
 

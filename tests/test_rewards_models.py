@@ -64,7 +64,6 @@ def test_checking_imports_no_model_library() -> None:
         ("git_vqa", "config", r"config\.json is of model type 'bert', not git"),
         ("orm", "config", r"config\.json is of model type 'bert', not llava_onevision"),
         ("orm", "weights", r"holds no \*\.safetensors or pytorch_model"),
-        ("orm", "anyres", r"image_aspect_ratio is 'anyres_max_9'"),
         ("orm", "dtype", r"dtype: 'int4' is none of float32"),
         ("hps", "dtype", r"dtype: 'int4' is none of float32"),
         ("git_vqa", "scoring", r"scoring: 'ours' is none of paper, t2i_r1_code"),
