@@ -10,7 +10,9 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from rewards.config import Scoring
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +64,15 @@ def require_dtype(options: Mapping[str, Any]) -> None:
     """
     if options.get("dtype", "float32") not in DTYPES:
         raise RewardCheckpointError(f"dtype: {options['dtype']!r} is none of {', '.join(DTYPES)}")
+
+
+def require_scoring(options: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: `scoring` is no known set of rules.
+    """
+    if options.get("scoring", "paper") not in get_args(Scoring):
+        raise ValueError(f"scoring: {options['scoring']!r} is none of {', '.join(get_args(Scoring))}")
 
 
 def count_parameters(path: Path) -> int:

@@ -17,6 +17,7 @@ from rewards.checkpoint import (
     read_config,
     require_dtype,
     require_files,
+    require_scoring,
     torch_dtype,
 )
 from rewards.config import Scoring
@@ -54,6 +55,7 @@ class GitVqa(Reward):
         require_files(folder, "checkpoint", "a GIT checkpoint", *names)
         read_config(folder, "checkpoint", "git")
         require_dtype(options)
+        require_scoring(options)
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any]) -> int:

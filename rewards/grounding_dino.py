@@ -12,7 +12,14 @@ import numpy as np
 from policy.prompts import PromptRecord
 from rewards import detections, t2i_r1_code
 from rewards.base import Reward
-from rewards.checkpoint import RewardCheckpointError, count_parameters, load_model, read_config, require_files
+from rewards.checkpoint import (
+    RewardCheckpointError,
+    count_parameters,
+    load_model,
+    read_config,
+    require_files,
+    require_scoring,
+)
 from rewards.config import Scoring
 from rewards.detections import Detection
 from rewards.detector_caption import Caption, make_caption, objects
@@ -40,6 +47,7 @@ class GroundingDino(Reward):
         names = ("config.json", "preprocessor_config.json", "tokenizer.json", ("*.safetensors", "*.bin"))
         require_files(folder, "checkpoint", "a Grounding DINO checkpoint", *names)
         read_config(folder, "checkpoint", "grounding-dino")
+        require_scoring(options)
         if not 0 <= options.get("box_threshold", 0.3) < 1:
             raise RewardCheckpointError(f"box_threshold: {options['box_threshold']} is not in [0, 1)")
 

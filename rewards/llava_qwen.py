@@ -5,8 +5,9 @@
     model.mm_projector.0 and .2                    two linear layers
     model.image_newline                            one embedding
 
-The config holds Qwen2's sizes and the vision tower's name; the tower's sizes are read off its tensors. Attention
-heads are not among them: they are 72 wide, as in SigLIP so400m.
+The config holds Qwen2's sizes and the vision tower's name; its `image_aspect_ratio` is not read, as T2I-R1 sets it to
+'pad' whatever it says. The tower's sizes are read off its tensors, but for its heads: they are 72 wide, as in SigLIP
+so400m.
 """
 
 from __future__ import annotations

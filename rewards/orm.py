@@ -13,12 +13,12 @@ from policy.prompts import PromptRecord
 from rewards import llava_qwen
 from rewards.base import Reward
 from rewards.checkpoint import (
-    RewardCheckpointError,
     count_parameters,
     load_model,
     read_config,
     require_dtype,
     require_files,
+    require_scoring,
     torch_dtype,
 )
 from rewards.config import Scoring
@@ -69,16 +69,11 @@ class Orm(Reward):
         names = ("config.json", ("tokenizer.json", "vocab.json"), ("*.safetensors", "pytorch_model*.bin"))
         require_files(folder, "checkpoint", "a LLaVA-OneVision checkpoint", *names)
         config = read_config(folder, "checkpoint")
-        if llava_qwen.ARCHITECTURE in config.get("architectures", ()):
-            if config.get("image_aspect_ratio", "pad") != "pad":
-                raise RewardCheckpointError(
-                    f"checkpoint: {folder / 'config.json'}: image_aspect_ratio is {config['image_aspect_ratio']!r}; "
-                    "a judge that was tuned on padded squares has 'pad'"
-                )
-        else:
+        if llava_qwen.ARCHITECTURE not in config.get("architectures", ()):
             read_config(folder, "checkpoint", "llava_onevision")
             require_files(folder, "checkpoint", "a LLaVA-OneVision checkpoint", "*processor_config.json")
         require_dtype(options)
+        require_scoring(options)
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any]) -> int:

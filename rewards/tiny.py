@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,22 +41,7 @@ def write_tiny_hps(folder: str | Path, seed: int = 0) -> Path:
     folder = _made(folder)
     tokenizer = clip_tokenizer()
     tokenizer.save_pretrained(folder)
-    random = _Random(seed)
-    state = {
-        "positional_embedding": random(77, 64),
-        "text_projection": random(64, 32),
-        "visual.class_embedding": random(80),
-        "visual.positional_embedding": random(17, 80),
-        "visual.proj": random(80, 32),
-        "visual.conv1.weight": random(80, 3, 8, 8),
-        "token_embedding.weight": random(len(tokenizer), 64),
-        "logit_scale": torch.tensor(4.6052),
-    }
-    for prefix, width in (("transformer.", 64), ("visual.transformer.", 80)):
-        for layer in range(2):
-            state |= _open_clip_layer(random, f"{prefix}resblocks.{layer}.", width)
-    for name, width in (("ln_final", 64), ("visual.ln_pre", 80), ("visual.ln_post", 80)):
-        state |= {f"{name}.weight": torch.ones(width), f"{name}.bias": random(width)}
+    state = dict(open_clip_tensors(_Random(seed), len(tokenizer), width=64, vision_width=80, layers=2, embed=32))
     torch.save({"state_dict": state, "epoch": 0}, folder / HPS_FILE)
     return folder / HPS_FILE
 
@@ -115,7 +100,7 @@ def write_tiny_llava_qwen(folder: str | Path, seed: int = 0) -> Path:
         "mm_vision_select_layer": -2, "mm_vision_tower": "google/siglip-tiny-patch8-28",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    tensors = dict(_llava_qwen_tensors(_Random(seed), config))
+    tensors = dict(llava_qwen_tensors(_Random(seed), config, vision_layers=2, vision_inner=144, patch=8, patches=9))
     names = [f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2)]
     where = {name: names[index % 2] for index, name in enumerate(tensors)}
     for file in names:
@@ -159,58 +144,87 @@ def _seeded(model_class: Any, config: Any, seed: int, spare: tuple[str, ...] = (
     return model
 
 
-def _open_clip_layer(random: _Random, prefix: str, width: int) -> dict[str, torch.Tensor]:
-    import torch
+def open_clip_tensors(
+    random: Callable[..., torch.Tensor],
+    vocabulary: int,
+    width: int,
+    vision_width: int,
+    layers: int,
+    embed: int,
+    vision_layers: int | None = None,
+    patch: int = 8,
+    patches: int = 16,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of an open_clip ViT, `random(*shape)` each."""
+    yield "positional_embedding", random(77, width)
+    yield "text_projection", random(width, embed)
+    yield "logit_scale", random()
+    yield "visual.class_embedding", random(vision_width)
+    yield "visual.positional_embedding", random(patches + 1, vision_width)
+    yield "visual.proj", random(vision_width, embed)
+    yield "visual.conv1.weight", random(vision_width, 3, patch, patch)
+    yield "token_embedding.weight", random(vocabulary, width)
+    yield from _norm(random, "ln_final", width)
+    yield from _norm(random, "visual.ln_pre", vision_width)
+    yield from _norm(random, "visual.ln_post", vision_width)
+    towers = (("transformer", width, layers), ("visual.transformer", vision_width, vision_layers or layers))
+    for tower, inner, depth in towers:
+        for at in (f"{tower}.resblocks.{layer}." for layer in range(depth)):
+            yield f"{at}attn.in_proj_weight", random(3 * inner, inner)
+            yield f"{at}attn.in_proj_bias", random(3 * inner)
+            yield from _linear(random, f"{at}attn.out_proj", inner, inner)
+            yield from _linear(random, f"{at}mlp.c_fc", 4 * inner, inner)
+            yield from _linear(random, f"{at}mlp.c_proj", inner, 4 * inner)
+            yield from _norm(random, f"{at}ln_1", inner)
+            yield from _norm(random, f"{at}ln_2", inner)
 
-    shapes = {
-        "attn.in_proj_weight": (3 * width, width), "attn.in_proj_bias": (3 * width,),
-        "attn.out_proj.weight": (width, width), "attn.out_proj.bias": (width,),
-        "mlp.c_fc.weight": (4 * width, width), "mlp.c_fc.bias": (4 * width,),
-        "mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,),
-        "ln_1.bias": (width,), "ln_2.bias": (width,),
-    }  # fmt: skip
-    layer = {prefix + name: random(*shape) for name, shape in shapes.items()}
-    return layer | {f"{prefix}{name}.weight": torch.ones(width) for name in ("ln_1", "ln_2")}
 
-
-def _llava_qwen_tensors(random: _Random, config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    import torch
-
+def llava_qwen_tensors(
+    random: Callable[..., torch.Tensor],
+    config: Mapping[str, Any],
+    vision_layers: int,
+    vision_inner: int,
+    patch: int,
+    patches: int,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a llava_qwen checkpoint, `random(*shape)` each."""
     hidden, inner, vision = config["hidden_size"], config["intermediate_size"], config["mm_hidden_size"]
     key_value = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     yield "model.embed_tokens.weight", random(config["vocab_size"], hidden)
     yield "lm_head.weight", random(config["vocab_size"], hidden)
-    yield "model.norm.weight", torch.ones(hidden)
+    yield "model.norm.weight", 1 + random(hidden)
     yield "model.image_newline", random(hidden)
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
+    for at in (f"model.layers.{layer}." for layer in range(config["num_hidden_layers"])):
         for name, width in (("q", hidden), ("k", key_value), ("v", key_value)):
-            yield f"{at}self_attn.{name}_proj.weight", random(width, hidden)
-            yield f"{at}self_attn.{name}_proj.bias", random(width)
+            yield from _linear(random, f"{at}self_attn.{name}_proj", width, hidden)
         yield f"{at}self_attn.o_proj.weight", random(hidden, hidden)
         for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
             yield f"{at}mlp.{name}_proj.weight", random(*shape)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{at}{name}.weight", torch.ones(hidden)
-    for index, inputs in (("0", vision), ("2", hidden)):
-        yield from _linear(random, f"model.mm_projector.{index}", hidden, inputs)
+        yield f"{at}input_layernorm.weight", 1 + random(hidden)
+        yield f"{at}post_attention_layernorm.weight", 1 + random(hidden)
+    yield from _linear(random, "model.mm_projector.0", hidden, vision)
+    yield from _linear(random, "model.mm_projector.2", hidden, hidden)
     tower = "model.vision_tower.vision_tower.vision_model."
-    yield f"{tower}embeddings.patch_embedding.weight", random(vision, 3, 8, 8)
+    yield f"{tower}embeddings.patch_embedding.weight", random(vision, 3, patch, patch)
     yield f"{tower}embeddings.patch_embedding.bias", random(vision)
-    yield f"{tower}embeddings.position_embedding.weight", random(9, vision)
-    norms = [f"{tower}post_layernorm"]
-    for layer in range(2):
-        at = f"{tower}encoder.layers.{layer}."
-        norms += [f"{at}layer_norm1", f"{at}layer_norm2"]
+    yield f"{tower}embeddings.position_embedding.weight", random(patches, vision)
+    yield from _norm(random, f"{tower}post_layernorm", vision)
+    for at in (f"{tower}encoder.layers.{layer}." for layer in range(vision_layers)):
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             yield from _linear(random, f"{at}self_attn.{name}", vision, vision)
-        yield from _linear(random, f"{at}mlp.fc1", 2 * vision, vision)
-        yield from _linear(random, f"{at}mlp.fc2", vision, 2 * vision)
-    for name in norms:
-        yield f"{name}.weight", torch.ones(vision)
-        yield f"{name}.bias", random(vision)
+        yield from _linear(random, f"{at}mlp.fc1", vision_inner, vision)
+        yield from _linear(random, f"{at}mlp.fc2", vision, vision_inner)
+        yield from _norm(random, f"{at}layer_norm1", vision)
+        yield from _norm(random, f"{at}layer_norm2", vision)
 
 
-def _linear(random: _Random, name: str, outputs: int, inputs: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _norm(random: Callable[..., torch.Tensor], name: str, width: int) -> Iterator[tuple[str, torch.Tensor]]:
+    yield f"{name}.weight", 1 + random(width)
+    yield f"{name}.bias", random(width)
+
+
+def _linear(
+    random: Callable[..., torch.Tensor], name: str, outputs: int, inputs: int
+) -> Iterator[tuple[str, torch.Tensor]]:
     yield f"{name}.weight", random(outputs, inputs)
     yield f"{name}.bias", random(outputs)

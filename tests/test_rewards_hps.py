@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reward_cases import MIXED, PROMPTS, load, tiny
+from reward_cases import MIXED, PROMPTS, load, on_meta, tiny
 from torch.nn import functional
 
 from rewards.checkpoint import RewardCheckpointError
 from rewards.hps import STD, Hps
-from rewards.tiny import write_tiny_hps
+from rewards.open_clip import clip_config, to_transformers
+from rewards.tiny import open_clip_tensors, write_tiny_hps
 
 
 def open_clip_cosine(state: dict[str, torch.Tensor], pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -105,3 +106,18 @@ def test_hps_reads_half_precision_and_refuses_another_tokenizer(tmp_path: Path) 
     torch.save(saved, file)
     with pytest.raises(RewardCheckpointError, match=r"tokenizer: .* has \d+ tokens, .* 100"):
         Hps(**options)
+
+
+def test_the_released_size_fits() -> None:
+    """ViT-H-14: 986 million parameters, whose config is told from their shapes alone."""
+    from transformers import CLIPModel
+
+    sizes = {"width": 1024, "vision_width": 1280, "layers": 24, "embed": 1024, "vision_layers": 32}
+    state = dict(open_clip_tensors(on_meta, 49408, **sizes, patch=14, patches=256))
+    assert sum(tensor.numel() for tensor in state.values()) == 986_109_441
+    config = clip_config(state, 49406, 49407)
+    text, vision = config.text_config, config.vision_config
+    assert (text.num_attention_heads, vision.num_attention_heads, vision.image_size) == (16, 16, 224)
+    with torch.device("meta"):
+        own = {name: tensor.shape for name, tensor in CLIPModel(config).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in to_transformers(state).items()} == own

@@ -64,12 +64,18 @@ def test_checking_imports_no_model_library() -> None:
         ("git_vqa", "config", r"config\.json is of model type 'bert', not git"),
         ("orm", "config", r"config\.json is of model type 'bert', not llava_onevision"),
         ("orm", "weights", r"holds no \*\.safetensors or pytorch_model"),
-        ("orm", "anyres", r"image_aspect_ratio is 'anyres_max_9'"),
+        ("orm", "dtype", r"dtype: 'int4' is none of float32"),
+        ("hps", "dtype", r"dtype: 'int4' is none of float32"),
+        ("git_vqa", "scoring", r"scoring: 'ours' is none of paper, t2i_r1_code"),
+        ("grounding_dino", "box_threshold", r"box_threshold: 1\.5 is not in \[0, 1\)"),
     ],
 )
-def test_a_wrong_checkpoint_is_named(tmp_path: Path, name: str, what: str, message: str) -> None:
-    with pytest.raises(RewardConfigError, match=rf"reward '{name}': options: .*checkpoint: .*{message}"):
-        check_reward(config(name, broken(tmp_path, name, what)))
+def test_wrong_options_are_named(tmp_path: Path, name: str, what: str, message: str) -> None:
+    values = {"dtype": "int4", "scoring": "ours", "box_threshold": 1.5}
+    options = tiny()[name] | {what: values[what]} if what in values else broken(tmp_path, name, what)
+    where = "" if what in values else "checkpoint: .*"
+    with pytest.raises(RewardConfigError, match=rf"reward '{name}': options: .*{where}{message}"):
+        check_reward(config(name, options))
 
 
 def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward_cases import MIXED, PROMPTS, broken, config, load
+from reward_cases import MIXED, PROMPTS, broken, config, load, on_meta
 from safetensors import safe_open
 
+from rewards import llava_qwen
 from rewards.base import check_reward
+from rewards.checkpoint import RewardCheckpointError
 from rewards.orm import AFTER, BEFORE, Orm, pad_to_square
+from rewards.tiny import llava_qwen_tensors
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,28 @@ def test_the_judge_as_in_the_released_code(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(score == 0 or score == pytest.approx(share, abs=1e-5) for score in scores)
     assert sum(score > 0 for score in scores) / 200 == pytest.approx((math.e + 1) / (2 * math.e + 1), abs=0.12)
     assert [reward.score([picture], PROMPTS[:1])[0] for picture in many[:20]] == scores[:20]
+
+
+def test_the_released_size_fits() -> None:
+    """Qwen2-7B under SigLIP so400m at 384 pixels: 729 patches, 8.03 billion parameters."""
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    config = {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "mm_hidden_size": 1152, "rope_theta": 1000000.0,
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    }  # fmt: skip
+    tower = {"vision_layers": 26, "vision_inner": 4304, "patch": 14, "patches": 729}
+    weights = dict(llava_qwen_tensors(on_meta, config, **tower))
+    made = llava_qwen.onevision_config(config, weights)
+    assert (made.vision_config.image_size, made.vision_config.num_attention_heads) == (384, 16)
+    with torch.device("meta"):
+        model = LlavaOnevisionForConditionalGeneration(made)
+    shapes = sorted(tuple(tensor.shape) for tensor in llava_qwen.to_transformers(weights).values())
+    assert shapes == sorted(tuple(tensor.shape) for tensor in model.state_dict().values())
+    assert round(sum(tensor.numel() for tensor in weights.values()) / 1e9, 2) == 8.03
+
+
+def test_a_tower_whose_picture_size_is_unknown_is_named() -> None:
+    with pytest.raises(RewardCheckpointError, match=r"mm_vision_tower: 'my/tower' does not end in a picture size"):
+        llava_qwen._image_size({"mm_vision_tower": "my/tower"}, 14, 729)
