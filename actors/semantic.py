@@ -20,6 +20,7 @@ from transformers import LlamaConfig
 
 from actors.config import SemanticConfig
 from actors.errors import PromptError, WeightsError
+from policy.lora import BaseWeights
 from policy.tokens import TokenLayout
 from transport.errors import WeightTransferError
 from transport.trajectory import SemanticSegment
@@ -43,8 +44,17 @@ class SemanticWriter:
     temperature 0 they are those at temperature 1.
     """
 
-    def __init__(self, model: LlamaConfig, layout: TokenLayout, dtype: str, config: SemanticConfig) -> None:
+    def __init__(
+        self,
+        model: LlamaConfig,
+        layout: TokenLayout,
+        dtype: str,
+        config: SemanticConfig,
+        base: BaseWeights,
+    ) -> None:
         """Start the engine; `model` is the checkpoint's language model config, `dtype` its number format.
+
+        `base` are the weights that a LoRA adapter is merged into.
 
         Raises:
             ValueError: the model's positions leave no room for a prompt beside `max_tokens`.
@@ -52,6 +62,7 @@ class SemanticWriter:
         self.version: int | None = None
         self._config = config
         self._layout = layout
+        self._base = base
         self._prompts: dict[int, Tensor] = {}
         length = min(config.max_prompt_tokens + config.max_tokens, model.max_position_embeddings)
         self._longest_prompt = length - config.max_tokens
@@ -134,7 +145,9 @@ class SemanticWriter:
             self._llm.llm_engine.abort_request(known)
 
     def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> int:
-        """Put tensors, under their Janus `state_dict` names, into the engine; no request may be running.
+        """Put tensors, under their Janus `state_dict` names, into the engine, or an adapter merged into its base.
+
+        No request may be running.
 
         Raises:
             WeightTransferError: they are not all that the model needs; the engine is as it was.
@@ -144,7 +157,9 @@ class SemanticWriter:
         published = Published(WeightManifest(version, (), (), ()), ())
         before, self.version = self.version, None  # none to draw with, should it fail half way
         try:
-            apply_to_vllm(self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors))
+            apply_to_vllm(
+                self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors), base=self._base
+            )
         except WeightTransferError:
             self.version = before
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,28 +49,21 @@ def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> 
     return config
 
 
-def load_policy(config: PolicyConfig, device: str | torch.device = "cpu") -> Policy:
-    """Load a Janus checkpoint of either layout, in eval mode, in the number format of the config.
-
-    The model is made on the device and filled tensor by tensor, so that memory holds it once, and one tensor.
-
-    Raises:
-        CheckpointError: as `check_checkpoint`, or weights cannot be read.
-    """
-    try:
-        checkpoint = open_checkpoint(config.checkpoint)
-        tokenizer = load_tokenizer(config.checkpoint)
-        TokenLayout.of(tokenizer, checkpoint.config)  # before the weights, which take long
-        check_markers(tokenizer, config.templates)
-        return make_policy(load_model(checkpoint, getattr(torch, config.dtype), device), tokenizer, config)
-    except (CheckpointError, TokenizerError) as error:
-        raise CheckpointError(_named(config.checkpoint, error)) from error
-
-
 def load_model(
     checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> transformers.JanusForConditionalGeneration:
     """The checkpoint's model in eval mode, made on the device and filled tensor by tensor."""
+    model = empty_model(checkpoint, dtype)
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, device=device)
+    state = model.to(device).state_dict()
+    for name, tensor in checkpoint.tensors():
+        state[name].copy_(tensor)
+    return model
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> transformers.JanusForConditionalGeneration:
+    """The checkpoint's model in eval mode, its weights memory that nobody has written to."""
     config = checkpoint.config
     for part in (config, config.text_config, config.vision_config, config.vq_config):
         part.dtype = dtype  # or the parts would be made in the number format that the checkpoint was saved in
@@ -80,14 +74,34 @@ def load_model(
             model = transformers.JanusForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    for parameter in model.parameters():
-        parameter.data = torch.empty_like(parameter, device=device)
-    state = model.to(device).state_dict()
-    for name, tensor in checkpoint.tensors():
-        state[name].copy_(tensor)
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(checkpoint.folder)
     return model.eval()
+
+
+def load_policy(
+    config: PolicyConfig,
+    device: str | torch.device = "cpu",
+    load: Callable[
+        [Checkpoint, torch.dtype, str | torch.device], transformers.JanusForConditionalGeneration
+    ] = load_model,
+) -> Policy:
+    """Load a Janus checkpoint of either layout, in eval mode, in the number format of the config.
+
+    The model is made on the device and filled tensor by tensor, so that memory holds it once, and one tensor; `load`
+    may do it in another way.
+
+    Raises:
+        CheckpointError: as `check_checkpoint`, or weights cannot be read.
+    """
+    try:
+        checkpoint = open_checkpoint(config.checkpoint)
+        tokenizer = load_tokenizer(config.checkpoint)
+        TokenLayout.of(tokenizer, checkpoint.config)  # before the weights, which take long
+        check_markers(tokenizer, config.templates)
+        return make_policy(load(checkpoint, getattr(torch, config.dtype), device), tokenizer, config)
+    except (CheckpointError, TokenizerError) as error:
+        raise CheckpointError(_named(config.checkpoint, error)) from error
 
 
 def make_policy(

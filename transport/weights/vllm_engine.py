@@ -21,6 +21,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransfe
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from policy.lora import AdapterError, BaseWeights, received_adapter
 from transport.errors import WeightTransferError
 from transport.weights.channel import Published, WeightReceiver
 from transport.weights.object_store import ObjectStoreReceiver
@@ -41,9 +42,18 @@ def register() -> str:
 
 
 def apply_to_vllm(
-    llm: LLM, published: Published, *, deadline_s: float, receiver: WeightReceiver | None = None
+    llm: LLM,
+    published: Published,
+    *,
+    deadline_s: float,
+    receiver: WeightReceiver | None = None,
+    base: BaseWeights | None = None,
 ) -> int:
     """Give `llm` the published weights and forget its prefix cache; returns the version it now has.
+
+    What is published may be a LoRA adapter: it is merged into `base`, the weights of the policy's checkpoint, and
+    those that it does not change come from there as well, for vLLM takes all weights or none. They are read and
+    merged one by one as vLLM loads them. Version 0 of an adapter is 0, and gives the checkpoint's weights.
 
     Everything is received and checked before the first weight is touched, so a transfer that fails leaves the engine
     as it was. No request may be running. Blocks for at most `deadline_s` seconds of transfer, plus the copy.
@@ -54,9 +64,11 @@ def apply_to_vllm(
     """
     if llm.llm_engine.has_unfinished_requests():
         raise WeightTransferError(f"weights {published.version}: vLLM has requests running; sync between batches")
-    arrived = (receiver or ObjectStoreReceiver()).receive(published, deadline_s)
-    tensors = [(target, tensor) for name, tensor in arrived if (target := vllm_name(name)) is not None]
-    llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": [n for n, _ in tensors]}})
+    arrived = list((receiver or ObjectStoreReceiver()).receive(published, deadline_s))
+    names, whole = _whole_weights(published.version, arrived, base)
+    wanted = [target for name in names if (target := vllm_name(name)) is not None]
+    tensors = ((target, tensor) for name, tensor in whole if (target := vllm_name(name)) is not None)
+    llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": wanted}})
     try:
         llm.start_weight_update()
         llm.update_weights({"update_info": {"tensors": tensors}})
@@ -69,6 +81,24 @@ def apply_to_vllm(
     if not llm.reset_prefix_cache():
         raise WeightTransferError(f"weights {published.version}: vLLM did not reset its prefix cache")
     return published.version
+
+
+def _whole_weights(
+    version: int, arrived: list[tuple[str, torch.Tensor]], base: BaseWeights | None
+) -> tuple[list[str], Iterable[tuple[str, torch.Tensor]]]:
+    """The names of all weights that come of what arrived, and the weights, an adapter's merged as they are iterated."""
+    try:
+        adapter = received_adapter(arrived)
+    except AdapterError as error:
+        raise WeightTransferError(f"weights {version}: {error}") from error
+    if adapter is None:
+        return [name for name, _ in arrived], arrived
+    if base is None:
+        raise WeightTransferError(f"weights {version}: an adapter came, and no checkpoint is known to merge it into")
+    names = [name for name in base.names() if vllm_name(name)]
+    if unknown := sorted(adapter.matrices.keys() - set(names)):
+        raise WeightTransferError(f"weights {version}: the language model has no weight {unknown[0]!r} to adapt")
+    return names, adapter.merged(base.tensor, names)
 
 
 def vllm_name(name: str) -> str | None:
