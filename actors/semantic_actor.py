@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 
 from torch import Tensor
-from transformers import AutoTokenizer, JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration
 
 from actors.config import SemanticConfig
 from actors.loop import BatchLoop
 from actors.requests import SemanticOutput, SemanticRequest
 from actors.semantic import SemanticWriter, WriteRequest
+from policy.checkpoint import load_tokenizer
 from policy.config import PolicyConfig
 from policy.janus import check_checkpoint, trained_parameters
 from policy.lora import BaseWeights
@@ -38,8 +39,8 @@ class SemanticActor:
         """
         start = time.perf_counter()
         self._config = semantic
-        config = check_checkpoint(policy.checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(policy.checkpoint, local_files_only=True)
+        config = check_checkpoint(policy.checkpoint, policy.templates)
+        tokenizer = load_tokenizer(policy.checkpoint)
         layout = TokenLayout.of(tokenizer, config)
         self._prompts = PromptBuilder(tokenizer, layout, policy.templates)
         base = BaseWeights(policy, "cuda" if semantic.gpus else "cpu")

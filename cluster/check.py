@@ -96,7 +96,7 @@ def _redis(config: RunConfig) -> str:
 def _policy(config: RunConfig, memory: bool) -> str:
     from policy.janus import check_checkpoint
 
-    janus = check_checkpoint(config.policy.checkpoint)
+    janus = check_checkpoint(config.policy.checkpoint, config.policy.templates)
     if not memory:
         return config.policy.checkpoint
     from cluster.memory import estimate  # builds the model without its weights, which takes seconds to import

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def load_model(
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> transformers.JanusForConditionalGeneration:
     """The checkpoint's model in eval mode, its weights memory that nobody has written to."""
-    config = checkpoint.config
+    config = copy.deepcopy(checkpoint.config)
     for part in (config, config.text_config, config.vision_config, config.vq_config):
         part.dtype = dtype  # or the parts would be made in the number format that the checkpoint was saved in
     before = torch.get_default_dtype()

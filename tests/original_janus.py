@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -200,57 +201,91 @@ class VisionHead(nn.Module):
         return self.vision_head(F.gelu(self.output_mlp_projector(x)))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model, and what its config.json tells of them."""
+
+    language: dict[str, int]
+    told: dict[str, int]
+    """The part of `language` that config.json states."""
+    tower: tuple[int, int, int, int]
+    """Width, blocks, heads, patch."""
+    tower_told: dict[str, Any]
+    grid: int
+    vq: tuple[int, list[int], int, int]
+    """Base channels, multipliers, blocks a level, latent channels."""
+    codes: int
+
+
+_VQ_16 = (128, [1, 1, 2, 2, 4], 2, 256)
+_LARGE = {"model_name": "siglip_large_patch16_384"}
+_LONG = {"max_position_embeddings": 16384}
+_1B = {
+    "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_hidden_layers": 24,
+    "num_key_value_heads": 16, "vocab_size": 102400, **_LONG,
+}  # fmt: skip
+_7B = {"num_hidden_layers": 30, "vocab_size": 102400, **_LONG}
+JANUS_PRO_1B = Sizes(_1B, _1B, (1024, 24, 16, 16), _LARGE, 24, _VQ_16, 16384)
+JANUS_PRO_7B = Sizes(
+    {**_7B, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
+    _7B, (1024, 24, 16, 16), _LARGE, 24, _VQ_16, 16384,
+)  # fmt: skip
+
+
+def tiny(vocab: int) -> Sizes:
+    """A 4x4 grid, 16 pixels, and sizes that differ from one another wherever they may."""
+    told = {
+        "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "vocab_size": vocab,
+    }  # fmt: skip
+    language = {**told, "intermediate_size": 160, "num_hidden_layers": 2}
+    return Sizes(language, told, (48, 2, 3, 4), {"model_name": "tiny", "num_heads": 3}, 4, (32, [1, 2, 2], 2, 24), 96)
+
+
 class OriginalJanus(nn.Module):
-    """MultiModalityCausalLM with a 4x4 grid, 16 pixels, and sizes that differ from one another wherever they may."""
+    """MultiModalityCausalLM."""
 
-    grid = 4
-
-    def __init__(self, vocab: int, hidden: int = 64, codes: int = 96, width: int = 48) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.sizes: dict[str, Any] = {
-            "hidden_size": hidden, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "max_position_embeddings": 256, "vocab_size": vocab,
-        }  # fmt: skip
+        self.sizes = sizes
+        hidden, codes = sizes.language["hidden_size"], sizes.codes
         self.vision_model = nn.Module()
-        self.vision_model.vision_tower = VisionTransformer(width, depth=2, heads=3, patch=4, grid=self.grid)
-        self.aligner = MlpProjector(width, hidden)
-        self.gen_vision_model = VQModel(base=32, mult=[1, 2, 2], res=2, latent=24, codes=codes, width=8)
+        self.vision_model.vision_tower = VisionTransformer(*sizes.tower, sizes.grid)
+        self.aligner = MlpProjector(sizes.tower[0], hidden)
+        self.gen_vision_model = VQModel(*sizes.vq, codes, width=8)
         self.gen_aligner = MlpProjector(8, hidden)
         self.gen_head = VisionHead(hidden, codes)
         self.gen_embed = nn.Embedding(codes, 8)
-        self.language_model = LlamaForCausalLM(LlamaConfig(**self.sizes))
+        self.language_model = LlamaForCausalLM(LlamaConfig(**self.sizes.language))
 
     def config(self) -> dict[str, Any]:
         """Its config.json, written as the released checkpoints' are."""
-        hidden, codes = self.sizes["hidden_size"], self.gen_embed.num_embeddings
+        sizes = self.sizes
+        hidden, codes = sizes.language["hidden_size"], sizes.codes
         mlp = {"depth": 2, "n_embed": hidden, "projector_type": "mlp_gelu"}
-        tower = {"image_size": 16, "model_name": "tiny", "num_heads": 3, "select_feature": "same", "select_layer": -1}
+        side = sizes.grid * sizes.tower[3]
+        tower = {"image_size": side, "select_feature": "same", "select_layer": -1, **sizes.tower_told}
         head = {"image_token_embed": hidden, "image_token_size": codes, "n_embed": hidden}
         parts = {
-            "aligner": ("MlpProjector", {**mlp, "input_dim": 48}),
+            "aligner": ("MlpProjector", {**mlp, "input_dim": sizes.tower[0]}),
             "gen_aligner": ("MlpProjector", {**mlp, "input_dim": 8}),
             "gen_head": ("vision_head", head),
             "gen_vision": ("VQ-16", {"image_token_size": codes, "n_embed": 8}),
             "vision": ("CLIPVisionTower", tower),
         }
         config = {f"{k}_config": {"cls": cls, "model_type": k, "params": p} for k, (cls, p) in parts.items()}
-        language = {"model_type": "llama", "torch_dtype": "bfloat16", **self.sizes}
-        del language["intermediate_size"], language["num_hidden_layers"]  # read off the tensors
         return config | {
             "architectures": ["MultiModalityCausalLM"],
-            "language_config": language,
+            "language_config": {"model_type": "llama", "torch_dtype": "bfloat16", **sizes.told},
             "model_type": "multi_modality",
             "torch_dtype": "bfloat16",
         }
-
-    def write_config(self, folder: Path) -> None:
-        (folder / "config.json").write_text(json.dumps(self.config()), encoding="utf-8")
 
 
 def original_janus() -> OriginalJanus:
     """A random model that knows three ids more than its tokenizer, as Janus-Pro does many."""
     torch.manual_seed(1)
-    return OriginalJanus(vocab=len(tiny_tokenizer()) + 3).eval()
+    return OriginalJanus(tiny(len(tiny_tokenizer()) + 3)).eval()
 
 
 def state_of(model: OriginalJanus) -> dict[str, Tensor]:
@@ -262,7 +297,7 @@ def write_beside(model: OriginalJanus, folder: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
     told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     (folder / "tokenizer_config.json").write_text(json.dumps(told | {"tokenizer_class": "LlamaTokenizerFast"}))
-    model.write_config(folder)
+    (folder / "config.json").write_text(json.dumps(model.config()), encoding="utf-8")
 
 
 def write_original(model: OriginalJanus, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from original_janus import (
+    JANUS_PRO_1B,
+    JANUS_PRO_7B,
     OriginalJanus,
+    Sizes,
     original_janus,
     sharded_bin,
     sharded_safetensors,
@@ -21,14 +25,20 @@ from original_janus import (
     write_original,
 )
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, JanusForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+)
 from transformers.initialization import no_init_weights
 
-from policy.checkpoint import open_checkpoint
+from policy.checkpoint import expected_shapes, open_checkpoint
 from policy.config import PolicyConfig
 from policy.export import DROPPED, export_checkpoint, save_original
 from policy.janus import Policy, load_model, load_policy
-from policy.original_layout import hf_names, is_dropped, place_of
+from policy.original_config import janus_config, original_config
+from policy.original_layout import from_original, hf_names, is_dropped, place_of
 from policy.tiny import tiny_janus, tiny_tokenizer, write_tiny_janus
 from policy.weight_files import WeightFiles
 
@@ -99,6 +109,33 @@ def test_the_name_table_covers_the_originals_modules(original: OriginalJanus, or
     assert "gen_vision_model.quantize.codebook_used" in dropped
     assert all("attn_pool" in name or "codebook_used" in name for name in dropped) and len(dropped) == 14
     assert hf_names("gen_vision_model_.x") == hf_names("aligner.layers.1.weight") == ()
+
+
+@pytest.mark.parametrize(("sizes", "millions"), [(JANUS_PRO_1B, 2089), (JANUS_PRO_7B, 7420)])
+def test_the_released_sizes(sizes: Sizes, millions: int) -> None:
+    """Config and shapes of the real architecture, without memory for it; transformers' defaults are Janus-Pro's."""
+    with torch.device("meta"):
+        model = OriginalJanus(sizes)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert sum(math.prod(shape) for shape in shapes.values()) // 10**6 == millions
+    special = {"bos_token_id": 100000, "eos_token_id": 100001, "pad_token_id": 100002, "image_token_id": 100581}
+    config = janus_config(model.config(), shapes, special)
+    expected = expected_shapes(config)
+    assert sorted(expected) == sorted(name for stored in shapes for name in hf_names(stored))
+    for name, shape in expected.items():
+        place = place_of(name)
+        stored = torch.empty(shapes[place.name], device="meta")
+        assert tuple(from_original(place, stored).shape) == shape, name
+    hidden = sizes.language["hidden_size"]
+    assert config.vision_config.to_dict() == JanusVisionConfig(projection_dim=hidden).to_dict()
+    vq = JanusVQVAEConfig(projection_dim=hidden, image_token_embed_dim=hidden, num_patches=24).to_dict()
+    assert config.vq_config.to_dict() == vq | {"channel_multiplier": [1, 1, 2, 2, 4]}
+    assert {key: getattr(config.text_config, key) for key in sizes.language} == sizes.language
+    again = original_config(config, "bfloat16")
+    assert {key: again[key] for key in again if key != "language_config"} == {
+        key: value for key, value in model.config().items() if key != "language_config"
+    }
+    assert janus_config(again, shapes, special).to_dict() == config.to_dict()
 
 
 @torch.inference_mode()
