@@ -1,6 +1,8 @@
 """What a run says about its two rollout pools. Loads without torch, Ray or vLLM."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Pool(BaseModel):
@@ -24,7 +26,16 @@ class SemanticConfig(_Pool):
     max_tokens: int = Field(256, ge=1, description="Longest CoT in tokens; longer ones are cut off.")
     max_prompt_tokens: int = Field(512, ge=1, description="Longest stage-1 prompt in tokens.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_k: int = Field(
+        0, ge=0, description="Draw from the k likeliest tokens only; 0 is off. Log-probs are then those of the full "
+        "softmax, as in T2I-R1's code, and not of what is drawn from."
+    )  # fmt: skip
     max_num_seqs: int = Field(64, ge=1, description="Sequences that vLLM decodes together.")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="GPUs (on CPU: processes) that one actor spreads its model over; `gpus` has to be as many.",
+    )
     kv_cache_gb: float = Field(
         0.5, gt=0, description="Memory of vLLM's KV cache on CPU, in GiB. On a GPU, gpu_memory_utilization decides."
     )
@@ -35,6 +46,14 @@ class SemanticConfig(_Pool):
     prefix_caching: bool = Field(
         False, description="Share the KV cache of equal prompt beginnings. Rounding then depends on earlier requests."
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.gpus and self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
+            raise ValueError(f"gpus: {self.gpus:g} must be tensor_parallel, {self.tensor_parallel}, or 0")
+        if self.top_k and self.temperature != 1.0:
+            raise ValueError("top_k: log-probs of the full softmax are known at temperature 1 only")
+        return self
 
 
 class ImageConfig(_Pool):

@@ -40,8 +40,8 @@ class WriteRequest:
 class SemanticWriter:
     """vLLM's engine, one step at a time.
 
-    Log-probs are those of the distribution that is drawn from: after temperature, with no top-k or top-p. At
-    temperature 0 they are those at temperature 1.
+    Log-probs are those of the distribution that is drawn from, after temperature, with no top-p; where top-k is on,
+    those of the full softmax. At temperature 0 they are those at temperature 1.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SemanticWriter:
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
-        from transport.weights.vllm_engine import register
+        from transport.weights.vllm_engine import WORKER, register
 
         with tempfile.TemporaryDirectory(prefix="bicot-llama-") as folder:
             _write_shape(model, dtype, Path(folder))
@@ -86,7 +86,9 @@ class SemanticWriter:
                 dtype=dtype,
                 max_model_len=length,
                 max_num_seqs=config.max_num_seqs,
-                logprobs_mode="processed_logprobs",
+                logprobs_mode="raw_logprobs" if config.top_k else "processed_logprobs",
+                tensor_parallel_size=config.tensor_parallel,
+                worker_extension_cls=WORKER,
                 enable_prefix_caching=config.prefix_caching,
                 enforce_eager=config.enforce_eager,
                 gpu_memory_utilization=config.gpu_memory_utilization,
@@ -121,6 +123,7 @@ class SemanticWriter:
         for key, request in requests:
             params = SamplingParams(
                 temperature=self._config.temperature,
+                top_k=self._config.top_k or -1,
                 seed=request.seed,
                 max_tokens=self._config.max_tokens,
                 stop_token_ids=[self._layout.eos],
@@ -165,6 +168,11 @@ class SemanticWriter:
             raise
         self.version = version
         return version
+
+    def close(self) -> None:
+        """End the workers of a tensor-parallel engine; the engine is then of no use."""
+        if self._config.tensor_parallel > 1:
+            self._llm.llm_engine.engine_core.shutdown()
 
     def _segment(self, output: Any) -> SemanticSegment:
         completion = output.outputs[0]
@@ -218,5 +226,7 @@ def _prepare_process(config: SemanticConfig) -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         torch._dynamo.config.disable = True
         torch.set_num_threads(config.threads)
+        # Binding wants a memory node for each worker; where one node has all the cores it refuses.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     # It tries a chat template at the start, and logs a traceback for want of the tokenizer it is told not to load.
     logging.getLogger("vllm.renderers.base").setLevel(logging.CRITICAL)

@@ -101,5 +101,6 @@ class SemanticActor:
         return True
 
     def close(self) -> None:
-        """Stop taking work; what is running fails."""
+        """Stop taking work, what is running fails; and end the engine's worker processes, where it has any."""
         self._loop.close()
+        self._writer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,8 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
             findings.append(Finding(subject, str(error), ok=False))
 
     for subject, path in prompt_files(config):
-        look(subject, lambda path=path: _prompts(path))  # type: ignore[misc]
+        exclude = config.prompts.exclude if subject == "prompts.train" else ()
+        look(subject, lambda path=path, exclude=exclude: _prompts(path, exclude))  # type: ignore[misc]
     for service in config.rewards.services:
         look(f"reward {service.name}", lambda service=service: _reward(service))  # type: ignore[misc]
     look("resources", lambda: _resources(config))
@@ -67,10 +68,13 @@ def prompt_files(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "held_out.test", config.held_out.test
 
 
-def _prompts(path: str) -> str:
-    records = load_prompts(path)
+def _prompts(path: str, exclude: Sequence[str]) -> str:
+    records = load_prompts(path, exclude)
     rows = ", ".join(f"{task} {count:,}" for task, count in rows_by_task(records).items())
-    return f"{path}: {len(records):,} prompts ({rows})"
+    left_out = (
+        f", {len(load_prompts(path)) - len(records):,} left out that stand in prompts.exclude" if exclude else ""
+    )
+    return f"{path}: {len(records):,} prompts ({rows}){left_out}"
 
 
 def _reward(service: RewardConfig) -> str:

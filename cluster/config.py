@@ -28,6 +28,10 @@ class PromptsConfig(_Config):
 
     train: str = Field(description="JSON Lines prompt file to train on.")
     shuffle: bool = Field(True, description="Shuffle every epoch by the run's seed; false keeps the file's order.")
+    exclude: tuple[str, ...] = Field(
+        (),
+        description="Files of prompts to train without, e.g. a benchmark's: JSON Lines, or text, one prompt a line.",
+    )
 
 
 class RolloutConfig(_Config):

@@ -93,7 +93,8 @@ class System:
             group_size=config.rollout.group_size,
             retries=config.rollout.retries,
         )
-        order = PromptOrder(load_prompts(config.prompts.train), config.seed, config.prompts.shuffle)
+        prompts = load_prompts(config.prompts.train, config.prompts.exclude)
+        order = PromptOrder(prompts, config.seed, config.prompts.shuffle)
         system = cls(config, folder, telemetry, buffer, pools, ranks, rollout, order, _splits(config), newest)
         if resume:
             await system._restore()

@@ -63,18 +63,20 @@ class PromptRecord(_Record):
         return self.family or self.task_type
 
 
-def load_prompts(path: str | Path) -> list[PromptRecord]:
-    """Read a JSON Lines prompt file, in file order.
+def load_prompts(path: str | Path, exclude: Iterable[str | Path] = ()) -> list[PromptRecord]:
+    """Read a JSON Lines prompt file, in file order, without the prompts that a file of `exclude` holds too.
+
+    A file of `exclude` is JSON Lines with a `prompt` key or, by any other name than *.jsonl, has one prompt a line.
+    Prompts are the same when they differ in case, spaces and a full stop at the end only.
 
     Raises:
-        PromptFileError: the file is missing, empty, holds a malformed row or the same prompt twice.
+        PromptFileError: a file is missing, empty, holds a malformed row or the same prompt twice, or nothing is left.
     """
     path = Path(path)
-    if not path.is_file():
-        raise PromptFileError(f"{path}: no such prompt file")
+    kept_away = {_plain(text) for other in exclude for text in _texts(Path(other))}
     records: list[PromptRecord] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path, "prompt file"), start=1):
         if not line.strip():
             continue
         record = _parse(line, f"{path}:{number}")
@@ -86,7 +88,36 @@ def load_prompts(path: str | Path) -> list[PromptRecord]:
         records.append(record)
     if not records:
         raise PromptFileError(f"{path}: the prompt file is empty")
-    return records
+    left = [record for record in records if _plain(record.prompt) not in kept_away]
+    if not left:
+        raise PromptFileError(f"{path}: every prompt of it is excluded")
+    return left
+
+
+def _texts(path: Path) -> list[str]:
+    """The prompts of a file that a run keeps away from."""
+    lines = [line for line in _lines(path, "file of prompts to exclude") if line.strip()]
+    if not lines:
+        raise PromptFileError(f"{path}: the file of prompts to exclude is empty")
+    if path.suffix != ".jsonl":
+        return lines
+    try:
+        return [str(json.loads(line)["prompt"]) for line in lines]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise PromptFileError(f"{path}: a row has no prompt ({type(error).__name__}: {error})") from error
+
+
+def _lines(path: Path, what: str) -> list[str]:
+    if not path.is_file():
+        raise PromptFileError(f"{path}: no such {what}")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise PromptFileError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+
+
+def _plain(prompt: str) -> str:
+    return " ".join(prompt.lower().split()).rstrip(". ")
 
 
 def _parse(line: str, where: str) -> PromptRecord:

@@ -166,3 +166,26 @@ def test_impossible_lengths_are_refused_before_the_engine_starts(tiny_config: Po
 
     with pytest.raises(ValueError, match=r"semantic\.max_tokens: 128 leaves no room"):
         SemanticActor(tiny_config, SemanticConfig(max_tokens=128))
+
+
+def test_tensor_parallel_with_top_k(tiny_config: PolicyConfig, tiny_policy: Policy) -> None:
+    """Two workers hold a shard each; top-k draws among the k likeliest, log-probs are of the full softmax."""
+    from actors.semantic_actor import SemanticActor
+
+    sharded = SemanticActor(
+        tiny_config, CONFIG.model_copy(update={"tensor_parallel": 2, "top_k": 3, "temperature": 1.0})
+    )
+    try:
+        for version in (1, 2):
+            assert run(sharded.load_policy(tiny_policy.model, version)) == version
+            outputs = run(sharded.generate(requests(12)))
+            assert worst(tiny_policy, tiny_policy.model, outputs) < 1e-5
+        for output in outputs:
+            ids = torch.cat([output.segment.prompt_ids, output.segment.token_ids])
+            model = tiny_policy.model
+            with torch.no_grad():
+                states = model.model.language_model(input_ids=ids[None, :-1]).last_hidden_state[0]
+            likeliest = model.lm_head(states[-len(output.segment.token_ids) :]).topk(3).indices
+            assert (likeliest == output.segment.token_ids[:, None]).any(-1).all()
+    finally:
+        sharded.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,28 @@ def test_bad_prompt_files_name_the_line(tmp_path: Path, rows: list[str], message
 def test_missing_prompt_file() -> None:
     with pytest.raises(PromptFileError, match="no such prompt file"):
         load_prompts("nowhere.jsonl")
+
+
+def test_excluded_prompts_are_left_out(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "task_type": "object", "nouns": ["x"]} for text in ("A red hat.", "a dog", "two cats")]
+    train = tmp_path / "train.jsonl"
+    train.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "bench.txt").write_text("a red  hat\na bird\n", encoding="utf-8")
+    (tmp_path / "bench.jsonl").write_text('{"prompt": "Two cats"}\n', encoding="utf-8")
+    left = load_prompts(train, [tmp_path / "bench.txt", tmp_path / "bench.jsonl"])
+    assert [record.prompt for record in left] == ["a dog"]
+    with pytest.raises(PromptFileError, match=r"none\.txt: no such file of prompts to exclude"):
+        load_prompts(train, [tmp_path / "none.txt"])
+    with pytest.raises(PromptFileError, match="every prompt of it is excluded"):
+        load_prompts(train, [train])
+
+
+@pytest.mark.skipif(not T2I_R1.is_file(), reason="needs ../shared/data/t2i_r1")
+def test_t2i_r1_without_the_prompts_of_t2i_compbench() -> None:
+    validation = sorted((T2I_R1.parents[1] / "t2i_compbench").glob("*_val*.txt"))
+    left = {record.prompt for record in load_prompts(T2I_R1, validation)}
+    gone = Counter(record.task_type for record in load_prompts(T2I_R1) if record.prompt not in left)
+    assert gone == {"shape": 4, "spatial": 2}
 
 
 @pytest.mark.skipif(not T2I_R1.is_file(), reason="../shared/data/t2i_r1/train.jsonl is absent")
@@ -173,3 +196,10 @@ def test_seeds_differ_and_stay() -> None:
     assert member_seed(1, "ab", 0, 3) == member_seed(1, "ab", 0, 3)
     seeds = {member_seed(r, p, v, m) for r in range(3) for p in ("a", "b") for v in range(3) for m in range(8)}
     assert len(seeds) == 144 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_prompt_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(PromptFileError, match=r"prompts\.jsonl: is not UTF-8 text \(byte 0\)"):
+        load_prompts(path)

@@ -1,22 +1,27 @@
 """Published weights into a vLLM engine, through vLLM's own weight-transfer interface.
 
     backend = register()                                   # before the LLM is made
-    llm = LLM(..., weight_transfer_config=WeightTransferConfig(backend=backend))
+    llm = LLM(..., weight_transfer_config=WeightTransferConfig(backend=backend), worker_extension_cls=WORKER)
     version = apply_to_vllm(llm, published, deadline_s=60.0)     # -> published.version
 
 The first weights, every sync and a restart are the same path: make the LLM with `load_format="dummy"` and apply.
-The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0): tensors go over by reference.
+The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0). A single worker does so too, and
+gets tensors by reference; the workers of a tensor-parallel engine are processes of their own, which map tensors from
+a file in shared memory and take a shard of each.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 BACKEND = "bicot"
+WORKER = f"{__name__}.ChannelWorker"
+CHUNK_BYTES = 1 << 30
+"""Of tensors that lie in shared memory at a time, and one tensor more."""
 
 
 @cache
@@ -65,13 +73,14 @@ def apply_to_vllm(
     if llm.llm_engine.has_unfinished_requests():
         raise WeightTransferError(f"weights {published.version}: vLLM has requests running; sync between batches")
     arrived = list((receiver or ObjectStoreReceiver()).receive(published, deadline_s))
-    names, whole = _whole_weights(published.version, arrived, base)
-    wanted = [target for name in names if (target := vllm_name(name)) is not None]
-    tensors = ((target, tensor) for name, tensor in whole if (target := vllm_name(name)) is not None)
-    llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": wanted}})
+    names, tensors = _whole_weights(published.version, arrived, base)
+    llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": names}})
     try:
         llm.start_weight_update()
-        llm.update_weights({"update_info": {"tensors": tensors}})
+        if llm.llm_engine.vllm_config.parallel_config.world_size == 1:
+            llm.update_weights({"update_info": {"tensors": tensors}})
+        else:
+            _share(llm, tensors)
         llm.finish_weight_update(weight_version=str(published.version))
     except Exception as error:
         raise WeightTransferError(
@@ -86,19 +95,42 @@ def apply_to_vllm(
 def _whole_weights(
     version: int, arrived: list[tuple[str, torch.Tensor]], base: BaseWeights | None
 ) -> tuple[list[str], Iterable[tuple[str, torch.Tensor]]]:
-    """The names of all weights that come of what arrived, and the weights, an adapter's merged as they are iterated."""
+    """vLLM's names of the weights that arrived, and the weights; an adapter's are merged as they are iterated."""
     try:
         adapter = received_adapter(arrived)
     except AdapterError as error:
         raise WeightTransferError(f"weights {version}: {error}") from error
     if adapter is None:
-        return [name for name, _ in arrived], arrived
+        tensors = [(target, tensor) for name, tensor in arrived if (target := vllm_name(name)) is not None]
+        return [name for name, _ in tensors], tensors
     if base is None:
         raise WeightTransferError(f"weights {version}: an adapter came, and no checkpoint is known to merge it into")
-    names = [name for name in base.names() if vllm_name(name)]
-    if unknown := sorted(adapter.matrices.keys() - set(names)):
+    names = {name: target for name in base.names() if (target := vllm_name(name)) is not None}
+    if unknown := sorted(adapter.matrices.keys() - names.keys()):
         raise WeightTransferError(f"weights {version}: the language model has no weight {unknown[0]!r} to adapt")
-    return names, adapter.merged(base.tensor, names)
+    merged = adapter.merged(base.tensor, names)
+    return list(names.values()), ((names[name], tensor) for name, tensor in merged)
+
+
+def _share(llm: LLM, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Hand tensors to workers in other processes, a chunk at a time; each call returns when all have loaded it."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="bicot-weights-", dir=memory if memory.is_dir() else None) as folder:
+        file = Path(folder) / "chunk.safetensors"
+        for chunk in _chunks(tensors):
+            save_file({name: tensor.contiguous() for name, tensor in chunk}, file)
+            llm.update_weights({"update_info": {"file": str(file)}})
+            file.unlink()
+
+
+def _chunks(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    chunk: list[tuple[str, torch.Tensor]] = []
+    for name, tensor in tensors:
+        if chunk and sum(one.nbytes for _, one in chunk) >= CHUNK_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append((name, tensor))
+    yield chunk
 
 
 def vllm_name(name: str) -> str | None:
@@ -118,9 +150,10 @@ class ChannelInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ChannelUpdateInfo(WeightTransferUpdateInfo):
-    """Checkpoint-named tensors, each loaded as it is iterated."""
+    """Checkpoint-named tensors of this process, or the safetensors file that holds them."""
 
-    tensors: Iterable[tuple[str, torch.Tensor]] = field(repr=False)
+    tensors: Iterable[tuple[str, torch.Tensor]] = field(default=(), repr=False)
+    file: str | None = None
 
 
 class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
@@ -144,7 +177,7 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
 
     def receive_weights(self, update_info: ChannelUpdateInfo) -> None:
         """Load them; vLLM copies each layer when it is complete."""
-        self.model.load_weights(update_info.tensors)
+        self.model.load_weights(load_file(update_info.file).items() if update_info.file else update_info.tensors)
 
     def finish_weight_update(self) -> None:
         """Finish the layers that hold no checkpoint weights."""
@@ -159,3 +192,10 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
         for name, _ in self.model.named_parameters():
             module = next((part for part in name.split(".") if part in fused), None)
             yield from [name.replace(module, part) for part in fused[module]] if module else [name]
+
+
+class ChannelWorker:
+    """vLLM imports this class's module into each of its worker processes, which makes the engine known there."""
+
+
+register()
