@@ -8,7 +8,7 @@ from pathlib import Path
 
 import peft
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
@@ -38,7 +38,7 @@ class TrainedAdapter:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             peft.inject_adapter_in_model(self._peft, model, _NAME)
-        self._layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+        self._layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The matrices by the names that they travel under, each B behind its A."""
@@ -51,7 +51,10 @@ class TrainedAdapter:
     def pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         """A [rank, in] and B [out, rank] by the state-dict name of the weight that they change."""
         return {
-            f"{name}.weight": (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight)
+            f"{name}.weight": (
+                layer.get_parameter(f"lora_A.{_NAME}.weight"),
+                layer.get_parameter(f"lora_B.{_NAME}.weight"),
+            )
             for name, layer in self._layers.items()
         }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from learner.zero import gathered, whole_shape
 from policy.export import save_hf_tensors
@@ -27,7 +28,7 @@ class _Source:
     """What one exported tensor is made of; `pair` is the adapter's A and B of it, if it has one."""
 
     weight: Tensor
-    pair: tuple[Tensor, ...] = ()
+    pair: tuple[Parameter, Parameter] | None = None
     scale: float = 0.0
 
     @property
@@ -36,10 +37,8 @@ class _Source:
 
     def read(self, stage: int) -> Tensor:
         """The whole tensor on the CPU; a collective under ZeRO 3."""
-        with torch.no_grad(), gathered([self.weight, *self.pair], stage):
-            if not self.pair:
-                return self.weight.detach().cpu().clone()
-            return merge(self.weight, *self.pair, scale=self.scale).cpu()
+        with torch.no_grad(), gathered([self.weight, *(self.pair or ())], stage):
+            return (merge(self.weight, *self.pair, self.scale) if self.pair else self.weight.detach().clone()).cpu()
 
 
 def export_policy(policy: Policy, adapter: TrainedAdapter | None, stage: int, folder: Path) -> None:
@@ -84,9 +83,7 @@ def _sources(policy: Policy, adapter: TrainedAdapter | None) -> dict[str, _Sourc
         return {name: _Source(tensor) for name, tensor in state.items()}
     pairs = adapter.pairs()
     plain = {name: adapter.plain_name(name) for name in state}
-    return {
-        name: _Source(state[stored], pairs.get(name, ()), adapter.scale) for stored, name in plain.items() if name
-    }
+    return {name: _Source(state[stored], pairs.get(name), adapter.scale) for stored, name in plain.items() if name}
 
 
 def _next(index: int) -> int:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -90,8 +90,8 @@ def fill(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
             parameter.copy_(read())
 
 
-def gathered(parameters: list[nn.Parameter], stage: int) -> AbstractContextManager[Any]:
-    """Whole parameters inside the context, to be read; a collective under ZeRO 3, nothing elsewhere."""
+def gathered(parameters: Sequence[Tensor], stage: int) -> AbstractContextManager[Any]:
+    """Whole parameters inside the context, to be read; a collective under ZeRO 3, else nothing."""
     return deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3)
 
 

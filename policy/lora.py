@@ -86,7 +86,7 @@ def received_adapter(tensors: Sequence[tuple[str, Tensor]]) -> Adapter | None:
     scale = float(arrived.pop(SCALE))
     first = adapter_name("A", "")
     weights = [name.removeprefix(first) for name in arrived if name.startswith(first)]
-    expected = {adapter_name(matrix, weight) for weight in weights for matrix in ("A", "B")}  # type: ignore[arg-type]
+    expected = {adapter_name(matrix, weight) for weight in weights for matrix in ("A", "B")}
     odd = sorted(expected.symmetric_difference(arrived))
     if odd or not weights:
         raise AdapterError(f"an adapter came with {len(odd)} tensors too many or too few, first {odd[:1]}")
