@@ -95,3 +95,16 @@ def _main(rank: int, ranks: int, jobs: bytes, endpoint: Any, answers: Any) -> No
         answers.put((rank, pickle.dumps(results)))
     except Exception:
         answers.put((rank, traceback.format_exc()))
+
+
+def parts_of_parameters(policy: PolicyConfig, config: LearnerConfig) -> list[dict[str, tuple[int, int, int]]]:
+    """Of a fresh engine under ZeRO 3, and of its reference policy: elements of each parameter, of this rank's part of
+    it, and of what the rank holds beside its part."""
+    from learner.loading import load_engine
+
+    engine = load_engine(policy, config, total_steps=1)
+    modules = [engine.engine.module, *([engine._reference] if engine._reference is not None else [])]
+    return [
+        {name: (p.ds_numel, p.ds_tensor.numel(), p.data.numel()) for name, p in module.named_parameters()}
+        for module in modules
+    ]
