@@ -22,7 +22,7 @@ from actors.config import SemanticConfig
 from actors.errors import PromptError, WeightsError
 from policy.lora import BaseWeights
 from policy.tokens import TokenLayout
-from transport.errors import WeightTransferError
+from transport.errors import WeightsHalfWritten, WeightTransferError
 from transport.trajectory import SemanticSegment
 from transport.weights.channel import Published, WeightManifest, WeightReceiver
 
@@ -154,6 +154,7 @@ class SemanticWriter:
 
         Raises:
             WeightTransferError: they are not all that the model needs; the engine is as it was.
+            WeightsHalfWritten: they did not fit, or the base could not be read; the engine is of no use.
         """
         from transport.weights.vllm_engine import apply_to_vllm
 
@@ -163,6 +164,8 @@ class SemanticWriter:
             apply_to_vllm(
                 self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors), base=self._base
             )
+        except WeightsHalfWritten:
+            raise
         except WeightTransferError:
             self.version = before
             raise

@@ -117,9 +117,9 @@ class BaseWeights:
         """
         return self._checkpoint.tensor(name).to(self._device, getattr(torch, self._config.dtype))
 
-    def names(self) -> list[str]:
-        """The names of all weights, in the files' order, which is the quickest to read them in."""
-        return list(self._checkpoint.shapes())
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all weights, in the files' order, which is the quickest to read them in."""
+        return self._checkpoint.shapes()
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:

@@ -205,7 +205,7 @@ def test_export(
     adapter = received_adapter([(name, tensor.clone()) for name, tensor in engine.trained_tensors()])
     assert adapter is not None
     base = BaseWeights(tiny_config)
-    for name, tensor in adapter.merged(base.tensor, base.names()):
+    for name, tensor in adapter.merged(base.tensor, base.shapes()):
         assert torch.equal(state[name], tensor), name
     ids = torch.arange(9)[None]
     peft_model: Any = PeftModel.from_pretrained(load_policy(tiny_config).model, str(tmp_path / "adapter"))

@@ -58,7 +58,7 @@ def test_merged_from_the_checkpoint(tiny_policy: Policy, tiny_config: PolicyConf
     state = tiny_policy.model.state_dict()
     assert adapter.shapes() == {name: tuple(state[name].shape) for name in (Q, DOWN)}
     base = BaseWeights(tiny_config)
-    merged = dict(adapter.merged(base.tensor, base.names()))
+    merged = dict(adapter.merged(base.tensor, base.shapes()))
     assert merged.keys() == state.keys()
     for name, tensor in merged.items():
         expected = state[name]

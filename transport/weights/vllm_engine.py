@@ -27,7 +27,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, Weight
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from policy.lora import AdapterError, BaseWeights, received_adapter
-from transport.errors import WeightTransferError
+from transport.errors import WeightsHalfWritten, WeightTransferError
 from transport.weights.channel import Published, WeightReceiver
 from transport.weights.object_store import ObjectStoreReceiver
 
@@ -69,6 +69,7 @@ def apply_to_vllm(
     Raises:
         WeightTransferError: the transfer failed, the weights are not all that the model needs, or do not fit it, or
             requests are running.
+        WeightsHalfWritten: it broke off when some weights were replaced.
     """
     if llm.llm_engine.has_unfinished_requests():
         raise WeightTransferError(f"weights {published.version}: vLLM has requests running; sync between batches")
@@ -83,7 +84,7 @@ def apply_to_vllm(
             _share(llm, tensors)
         llm.finish_weight_update(weight_version=str(published.version))
     except Exception as error:
-        raise WeightTransferError(
+        raise WeightsHalfWritten(
             f"weights {published.version}: vLLM could not load them and is half written; start its actor anew "
             f"({type(error).__name__}: {error})"
         ) from error
@@ -105,9 +106,15 @@ def _whole_weights(
         return [name for name, _ in tensors], tensors
     if base is None:
         raise WeightTransferError(f"weights {version}: an adapter came, and no checkpoint is known to merge it into")
-    names = {name: target for name in base.names() if (target := vllm_name(name)) is not None}
-    if unknown := sorted(adapter.matrices.keys() - names.keys()):
-        raise WeightTransferError(f"weights {version}: the language model has no weight {unknown[0]!r} to adapt")
+    shapes = base.shapes()
+    names = {name: target for name in shapes if (target := vllm_name(name)) is not None}
+    for name, shape in adapter.shapes().items():
+        if name not in names:
+            raise WeightTransferError(f"weights {version}: the language model has no weight {name!r} to adapt")
+        if shapes[name] != shape:
+            raise WeightTransferError(
+                f"weights {version}: {name!r} is {list(shapes[name])}, and the adapter's product {list(shape)}"
+            )
     merged = adapter.merged(base.tensor, names)
     return list(names.values()), ((names[name], tensor) for name, tensor in merged)
 
