@@ -17,6 +17,7 @@ from actors.semantic import SemanticWriter, WriteRequest
 from policy.checkpoint import load_tokenizer
 from policy.config import PolicyConfig
 from policy.janus import check_checkpoint, trained_parameters
+from policy.lora import BaseWeights
 from policy.tokens import PromptBuilder, TokenLayout
 from transport.trajectory import SemanticSegment
 from transport.weights.channel import Published
@@ -42,7 +43,8 @@ class SemanticActor:
         tokenizer = load_tokenizer(policy.checkpoint)
         layout = TokenLayout.of(tokenizer, config)
         self._prompts = PromptBuilder(tokenizer, layout, policy.templates)
-        self._writer = SemanticWriter(config.text_config, layout, policy.dtype, semantic)
+        base = BaseWeights(policy, "cuda" if semantic.gpus else "cpu")
+        self._writer = SemanticWriter(config.text_config, layout, policy.dtype, semantic, base)
         self._loop: BatchLoop[WriteRequest, SemanticSegment] = BatchLoop("semantic", self._writer)
         self._tokens = 0
         self._sync_s = 0.0

@@ -79,11 +79,24 @@ def save_hf(
     shard_bytes: int = SHARD_BYTES,
 ) -> Exported:
     """Write a model in the Hugging Face layout, in its own number format."""
+    source = _of_model(model)
+    return save_hf_tensors(model, tokenizer, folder, source.infos, source.read, shard_bytes)
+
+
+def save_hf_tensors(
+    model: transformers.JanusForConditionalGeneration,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    folder: str | Path,
+    infos: dict[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    shard_bytes: int = SHARD_BYTES,
+) -> Exported:
+    """As `save_hf`, for tensors that `model` does not hold as they are: `read` gives each once, as `infos` says."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     model.generation_config.to_json_file(folder / "generation_config.json")  # as it is, without a verdict on it
-    return _write_hf(folder, _of_model(model), "", shard_bytes)
+    return _write_hf(folder, _Source(model.config, infos, read), "", shard_bytes)
 
 
 def save_original(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,23 +44,21 @@ def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> 
         return _open(folder, templates)[0].config
 
 
-def load_policy(config: PolicyConfig, device: str | torch.device = "cpu") -> Policy:
-    """Load a Janus checkpoint of either layout, in eval mode, in the number format of the config.
-
-    The model is made on the device and filled tensor by tensor, so that memory holds it once, and one tensor.
-
-    Raises:
-        CheckpointError: as `check_checkpoint`, or weights cannot be read.
-    """
-    with _told_as_setting(config.checkpoint):
-        checkpoint, tokenizer = _open(config.checkpoint, config.templates)
-        return make_policy(load_model(checkpoint, getattr(torch, config.dtype), device), tokenizer, config)
-
-
 def load_model(
     checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> transformers.JanusForConditionalGeneration:
     """The checkpoint's model in eval mode, made on the device and filled tensor by tensor."""
+    model = empty_model(checkpoint, dtype)
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, device=device)
+    state = model.to(device).state_dict()
+    for name, tensor in checkpoint.tensors():
+        state[name].copy_(tensor)
+    return model
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> transformers.JanusForConditionalGeneration:
+    """The checkpoint's model in eval mode, its weights memory that nobody has written to."""
     config = copy.deepcopy(checkpoint.config)
     for part in (config, config.text_config, config.vision_config, config.vq_config):
         part.dtype = dtype  # or the parts would be made in the number format that the checkpoint was saved in
@@ -71,14 +69,29 @@ def load_model(
             model = transformers.JanusForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    for parameter in model.parameters():
-        parameter.data = torch.empty_like(parameter, device=device)
-    state = model.to(device).state_dict()
-    for name, tensor in checkpoint.tensors():
-        state[name].copy_(tensor)
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(checkpoint.folder)
     return model.eval()
+
+
+def load_policy(
+    config: PolicyConfig,
+    device: str | torch.device = "cpu",
+    load: Callable[
+        [Checkpoint, torch.dtype, str | torch.device], transformers.JanusForConditionalGeneration
+    ] = load_model,
+) -> Policy:
+    """Load a Janus checkpoint of either layout, in eval mode, in the number format of the config.
+
+    The model is made on the device and filled tensor by tensor, so that memory holds it once, and one tensor; `load`
+    may do it in another way.
+
+    Raises:
+        CheckpointError: as `check_checkpoint`, or weights cannot be read.
+    """
+    with _told_as_setting(config.checkpoint):
+        checkpoint, tokenizer = _open(config.checkpoint, config.templates)
+        return make_policy(load(checkpoint, getattr(torch, config.dtype), device), tokenizer, config)
 
 
 def make_policy(
