@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_janus import (
-    OriginalJanus,
+from original_files import (
     original_janus,
     sharded_safetensors,
     single_bin,
@@ -16,6 +15,7 @@ from original_janus import (
     write_beside,
     write_original,
 )
+from original_janus import OriginalJanus
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_janus import (
-    JANUS_PRO_1B,
-    JANUS_PRO_7B,
-    OriginalJanus,
-    Sizes,
+from original_files import (
     original_janus,
     sharded_bin,
     sharded_safetensors,
@@ -24,6 +20,7 @@ from original_janus import (
     write_beside,
     write_original,
 )
+from original_janus import JANUS_PRO_1B, JANUS_PRO_7B, OriginalJanus, Sizes
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
