@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_PICTURES = 8  # in one forward
+
+
 class GroundingDino(Reward):
     """Existence, relation or count of a prompt's objects, in [0, 1]; runs in float32, as boxes need it."""
 
@@ -78,7 +81,8 @@ class GroundingDino(Reward):
         for index, picture in enumerate(pixels):
             by_shape[picture.shape].append(index)
         found: list[list[Detection]] = [[] for _ in pictures]
-        for batch in by_shape.values():
+        step = MOST_PICTURES
+        for batch in (same[at : at + step] for same in by_shape.values() for at in range(0, len(same), step)):
             probabilities, boxes = self._forward(torch.cat([pixels[i] for i in batch]), [captions[i] for i in batch])
             for row, i in enumerate(batch):
                 height, width = pictures[i].shape[:2]
