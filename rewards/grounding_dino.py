@@ -19,6 +19,7 @@ from rewards.checkpoint import (
     read_config,
     require_files,
     require_scoring,
+    torch_dtype,
 )
 from rewards.config import Scoring
 from rewards.detections import Detection
@@ -38,7 +39,7 @@ class GroundingDino(Reward):
         """Load a checkpoint such as IDEA-Research/grounding-dino-tiny, onto the GPU where the replica has one."""
         from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
 
-        self._model = load_model(GroundingDinoForObjectDetection, checkpoint)
+        self._model = load_model(GroundingDinoForObjectDetection, checkpoint, dtype=torch_dtype("float32"))
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self._processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
         self._threshold, self._scoring = box_threshold, scoring
