@@ -19,6 +19,7 @@ from rewards.checkpoint import (
     read_config,
     require_files,
     require_scoring,
+    torch_dtype,
 )
 from rewards.config import Scoring
 from rewards.detections import Detection
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_PICTURES = 8  # in one forward
+
+
 class GroundingDino(Reward):
     """Existence, relation or count of a prompt's objects, in [0, 1]; runs in float32, as boxes need it."""
 
@@ -35,7 +39,7 @@ class GroundingDino(Reward):
         """Load a checkpoint such as IDEA-Research/grounding-dino-tiny, onto the GPU where the replica has one."""
         from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
 
-        self._model = load_model(GroundingDinoForObjectDetection, checkpoint)
+        self._model = load_model(GroundingDinoForObjectDetection, checkpoint, dtype=torch_dtype("float32"))
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self._processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
         self._threshold, self._scoring = box_threshold, scoring
@@ -78,7 +82,8 @@ class GroundingDino(Reward):
         for index, picture in enumerate(pixels):
             by_shape[picture.shape].append(index)
         found: list[list[Detection]] = [[] for _ in pictures]
-        for batch in by_shape.values():
+        step = MOST_PICTURES
+        for batch in (same[at : at + step] for same in by_shape.values() for at in range(0, len(same), step)):
             probabilities, boxes = self._forward(torch.cat([pixels[i] for i in batch]), [captions[i] for i in batch])
             for row, i in enumerate(batch):
                 height, width = pictures[i].shape[:2]

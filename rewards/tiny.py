@@ -135,7 +135,9 @@ def _seeded(model_class: Any, config: Any, seed: int, spare: tuple[str, ...] = (
     """A random model; parameters with one of `spare` in their names keep their own initialisation."""
     import torch
 
-    model = model_class(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config).eval()
     random = _Random(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

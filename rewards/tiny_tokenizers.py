@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 WORDS = (
@@ -22,7 +23,7 @@ def clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _merges(WORDS, end_of_word=END_OF_WORD)
+    merges = _merges([*word[:-1], word[-1] + END_OF_WORD] for word in WORDS)
     tokens = [*alphabet, *(byte + END_OF_WORD for byte in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = _numbered([*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"])
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
@@ -54,18 +55,23 @@ def qwen_tokenizer() -> Any:
     return tokenizer
 
 
-def _merges(words: Iterable[str], end_of_word: str = "") -> list[tuple[str, str]]:
-    """Merges that make every word one token, in the order they were learnt."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from tokenizers.trainers import BpeTrainer
+def _merges(words: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """Byte-pair encoding learnt until every word, given as symbols, is one token; of equals, the first by name."""
+    words, merges = [tuple(word) for word in words], []
+    while counts := Counter(pair for word in words for pair in pairwise(word)):
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        words = [_merged(word, merges[-1]) for word in words]
+    return merges
 
-    model = Tokenizer(BPE(end_of_word_suffix=end_of_word))
-    model.pre_tokenizer = WhitespaceSplit()
-    trainer = BpeTrainer(vocab_size=30_000, min_frequency=1, end_of_word_suffix=end_of_word, show_progress=False)
-    model.train_from_iterator(words, trainer)
-    return [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
+
+def _merged(word: Sequence[str], pair: tuple[str, str]) -> tuple[str, ...]:
+    symbols: list[str] = []
+    for symbol in word:
+        if symbols and (symbols[-1], symbol) == pair:
+            symbols[-1] += symbol
+        else:
+            symbols.append(symbol)
+    return tuple(symbols)
 
 
 def _numbered(tokens: Iterable[str]) -> dict[str, int]:

@@ -44,6 +44,14 @@ def test_detections_do_not_depend_on_batch_mates() -> None:
     assert {d.label for d in together[2]} <= {"old wooden chair", "dog"} and any(" " in d.label for d in together[2])
 
 
+def test_large_batches_go_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = load("grounding_dino")
+    whole = reward.detect([MIXED[0]] * 5, PROMPTS)
+    monkeypatch.setattr("rewards.grounding_dino.MOST_PICTURES", 2)
+    for mine, other in zip(reward.detect([MIXED[0]] * 5, PROMPTS), whole, strict=True):
+        assert [d.score for d in mine] == pytest.approx([d.score for d in other], abs=1e-4)
+
+
 def test_a_phrase_scores_the_mean_of_its_tokens() -> None:
     reward = GroundingDino(tiny()["grounding_dino"]["checkpoint"], box_threshold=0.0)
     caption = make_caption(["old wooden chair", "dog"], reward._tokenizer)

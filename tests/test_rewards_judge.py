@@ -70,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Keeps what it was asked; says nothing of clients that hung up."""
 
+    request_queue_size = 64
     seen: list[tuple[str, str | None, Any]]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -113,10 +114,10 @@ def test_the_verdict_is_the_share_of_yes(
 
 
 def test_requests_go_side_by_side(server: Server, records: list[PromptRecord]) -> None:
-    judge = load_reward(config(server, "half-second", parallel=8, question="{prompt}?"))
+    judge = load_reward(config(server, "half-second", question="{prompt}?"))
     start = time.monotonic()
-    assert judge.score(pictures(*[51] * 8), [records[0]] * 8) == pytest.approx([0.2] * 8, abs=1e-6)
-    assert time.monotonic() - start < 2.0
+    assert judge.score(pictures(*[51] * 16), [records[0]] * 16) == pytest.approx([0.2] * 16, abs=1e-6)
+    assert time.monotonic() - start < 5.0
 
 
 @pytest.mark.parametrize(
@@ -130,8 +131,9 @@ def test_requests_go_side_by_side(server: Server, records: list[PromptRecord]) -
     ],
 )
 def test_no_verdict_is_an_error(server: Server, records: list[PromptRecord], model: str, message: str) -> None:
+    deadline_s = 0.3 if model in ("slow", "trickle") else 30.0
     with pytest.raises(JudgeError, match=message):
-        load_reward(config(server, model, deadline_s=0.3)).score(pictures(51, 51), records[:2])
+        load_reward(config(server, model, deadline_s=deadline_s)).score(pictures(51, 51), records[:2])
 
 
 def test_an_endpoint_that_is_not_there_is_named(records: list[PromptRecord]) -> None:

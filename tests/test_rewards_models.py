@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from rewards.base import RewardConfigError, check_reward, load_reward
 from rewards.checkpoint import RewardCheckpointError
+from rewards.tiny import write_tiny_rewards
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -49,7 +52,9 @@ def test_checking_imports_no_model_library() -> None:
     judge = {"name": "judge", "target": "rewards.judge:Judge", "options": {"base_url": "http://x/v1", "model": "m"}}
     fields = [config(name, tiny()[name]).model_dump() for name in TARGETS] + [judge]
     run = [sys.executable, "-c", code]
-    done = subprocess.run(run, input=json.dumps(fields), capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        run, input=json.dumps(fields), capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -76,6 +81,16 @@ def test_wrong_options_are_named(tmp_path: Path, name: str, what: str, message: 
     where = "" if what in values else "checkpoint: .*"
     with pytest.raises(RewardConfigError, match=rf"reward '{name}': options: .*{where}{message}"):
         check_reward(config(name, options))
+
+
+def test_a_seed_is_one_set_of_files(tmp_path: Path) -> None:
+    write_tiny_rewards(tmp_path, seed=0)
+    files = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    first = Path(tiny()["git_vqa"]["checkpoint"]).parent
+    assert len(files) > 15
+    assert [
+        path.name for path in files if path.read_bytes() != (first / path.relative_to(tmp_path)).read_bytes()
+    ] == []
 
 
 def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
