@@ -169,5 +169,6 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "check": _check, "train": _train, "rehearse": _rehearse, "report": _report, "generate": _generate, "export": _export,
+    "check": _check, "train": _train, "rehearse": _rehearse, "generate": _generate, "report": _report,
+    "export": _export,
 }  # fmt: skip
