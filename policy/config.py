@@ -17,7 +17,7 @@ class Templates(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    system: str = Field("", description="System text before the first turn; empty for none.")
+    system: str = Field("", description="System text before the turn of stage 1; empty for none.")
     instruction: str = Field(INSTRUCTION, description="User text of stage 1, with a {prompt} slot.")
     image: str = Field("{prompt}. {cot}", description="User text of stage 2, with {prompt} and {cot} slots.")
     chat: str = Field(

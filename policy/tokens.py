@@ -99,7 +99,7 @@ class PromptBuilder:
 
     def semantic_prompt(self, prompt: str) -> list[int]:
         """Stage 1: the chat turn that asks for the semantic-level CoT of `prompt`."""
-        return self._turn(self._templates.instruction.replace("{prompt}", prompt))
+        return self._turn(self._templates.instruction.replace("{prompt}", prompt), self._templates.system)
 
     def image_prompt(self, prompt: str, cot: str) -> list[int]:
         """Stage 2: the chat turn `{prompt}. {cot}` and begin-of-image; the prompt alone when `cot` is empty."""
@@ -115,11 +115,10 @@ class PromptBuilder:
         """The CoT's text, without special tokens and surrounding space."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
 
-    def _turn(self, user: str) -> list[int]:
-        templates = self._templates
-        text = templates.chat.replace("{user}", self._plain(user))
-        if templates.system:
-            text = f"{templates.system}\n\n{text}"
+    def _turn(self, user: str, system: str = "") -> list[int]:
+        text = self._templates.chat.replace("{user}", self._plain(user))
+        if system:
+            text = f"{system}\n\n{text}"
         return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def _plain(self, text: str) -> str:
