@@ -71,10 +71,6 @@ def test_lora_with_the_papers_rewards(tmp_path: Path) -> None:
     """Only the adapter trains and travels; actors' log-probs are the learner's after every sync."""
     _, run = rehearse("janus_pro_7b_lora_one_gpu", tmp_path, "policy.dtype=float32", "rollout.staleness=0")
     rows = steps(run)
-    asked = Counter(
-        prompt.task_type in ("spatial", "numeracy") for prompt in load_prompts(load_config(run.config).prompts.train)
-    )
-    assert asked[True] and asked[False]
     assert sum(row["reward_missing/vqa"] for row in rows) > 0, "the paper's rules leave spatial and numeracy unasked"
     for row in rows:
         assert row["logprob_gap_max/image"] < 1e-4 and row["logprob_gap_max/semantic"] < 1e-3
