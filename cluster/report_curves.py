@@ -49,9 +49,12 @@ _TOPICS = (
     _Asked("Gradient norm", "before clipping", ("grad_norm",)),
     _Asked("Groups without signal", "share whose members all got the same reward", ("zero_spread/",)),
     _Asked("Diversity", "share of image tokens that differ within a group", ("diversity/",)),
+    _Asked("Entropy of pictures", "of grey levels, bits", ("picture/entropy",)),
+    _Asked("Edges in pictures", "share of pixels", ("picture/edges",)),
     _Asked("Staleness", "weight versions between sampling and training", ("staleness/",)),
     _Asked("Seconds of a step", "waiting for rollout is idle learner time", ("seconds/",)),
     _Asked("Pictures per second", "of a training step", ("pictures_per_s",)),
+    _Asked("Model FLOPs utilisation", "of the learner", ("mfu",)),
 )
 
 

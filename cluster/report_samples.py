@@ -20,6 +20,8 @@ SCORINGS = 6
 """Scorings shown of a prompt: the first, the last, and some between them."""
 PICTURES = {"dev": 110, "test": 60}
 """Pictures shown of a split, over all runs: they are most of the page's bytes."""
+_LONG_COT = 16
+"""Words up to which a CoT stands under its picture."""
 _SIDE = 144
 """Longest side of a picture on the page, pixels; smaller ones stay as they are."""
 
@@ -67,6 +69,11 @@ class FixedPrompt:
     def frames(self) -> int:
         """Frames of the longest strip."""
         return max(len(strip.frames) for strip in self.strips)
+
+    @property
+    def long(self) -> bool:
+        """Whether a CoT is too long to stand under its picture."""
+        return any(len(frame.cot.split()) > _LONG_COT for strip in self.strips for frame in strip.frames)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def score(folder: RunFolder, split: str, step: int, side: int, value: float) -> 
     for number, (prompt, family) in enumerate(PROMPTS.items()):
         name = f"{split}-{step:06d}-{number}.png"
         (folder.samples / name).write_bytes(picture(side, step * 9))
-        cot = f"red circle {'left' if step < 10 else 'right <i>'}"
+        cot = f"red circle {'left' if step < 10 else 'right <i>'}" + " and so on" * 9 * number
         rewards = {"detector": 1.0, "strict": None if number else 0.25}
         samples.append({"prompt": prompt, "family": family, "cot": cot, "rewards": rewards, "png": name})
     text = json.dumps({"step": step, "split": split, "samples": samples})
@@ -99,7 +99,7 @@ def test_one_run(tmp_path: Path) -> None:
     assert charts["detector"].count("thick") == 4  # two task types, each with its line and its entry in the legend
     assert text.count("step 10") >= 2 and "red circle right &lt;i&gt;" in text and "a red &lt;b&gt;" in text
     assert "<ins>right &lt;i&gt;</ins>" in html and "<del>left</del> <ins>right" in html
-    assert "3 → 4 words" in text and "strict missing" in text
+    assert "3 → 4 words" in text and "CoTs step 0 red circle left and so on" in text and "strict missing" in text
     assert "2.00 s a step" in text and "wait for rollout 0.500 25.0 %" in text and "image 0.700" in text
     assert "Outside the steps, a run spent 30 s" in text
     assert environment_facts()["packages"]["torch"] in text and "instruction:" in text
