@@ -48,7 +48,11 @@ class Chart:
                 for number, line in enumerate(self.lines) for points in line.thin]  # fmt: skip
         thick = [frame.thick(line, number) for number, line in enumerate(self.lines)]
         dots = [frame.dots(line.thick, style(number)[0]) for number, line in enumerate(self.lines) if self.dots]
-        inner = f'<svg x="{LEFT}" y="{TOP}" width="{frame.width}" height="{frame.height}">'
+        # Lines at the very top or bottom show their whole width.
+        inner = (
+            f'<svg x="{LEFT}" y="{TOP - 2}" width="{frame.width}" height="{frame.height + 4}" '
+            f'viewBox="0 -2 {frame.width} {frame.height + 4}">'
+        )
         return (
             f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-x="{x_range[0]:g} {x_range[1]:g}" '
             f'data-y="{ticks[0]:g} {ticks[-1]:g}" aria-label="{escape(self._words(), quote=True)}">'

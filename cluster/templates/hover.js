@@ -3,7 +3,7 @@ for (const chart of document.querySelectorAll("svg.chart")) {
   const card = chart.closest(".card"), note = card.querySelector(".note"), said = note.textContent;
   const outputs = [...card.querySelectorAll(".legend output")], last = outputs.map((one) => one.textContent);
   const range = (name) => chart.dataset[name].split(" ").map(Number);
-  const plot = chart.querySelector("svg"), width = plot.width.baseVal.value, height = plot.height.baseVal.value;
+  const plot = chart.querySelector("svg"), width = plot.width.baseVal.value, height = plot.height.baseVal.value - 4;
   const [x0, x1] = range("x"), [y0, y1] = range("y");
   const lines = [...chart.querySelectorAll("[data-line]")];
   chart.addEventListener("pointermove", (event) => {
