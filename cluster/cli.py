@@ -15,12 +15,13 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 is success, 1 a failure, 2 a wrong call, 130 a run that was interrupted."""
     parser = _parser()
-    # argparse takes positional arguments up to the first option only; overrides may stand behind one, too.
+    # argparse takes positional arguments up to the first option only; overrides and runs may stand behind one, too.
     arguments, rest = parser.parse_known_args(argv)
-    if any(text.startswith("-") or "overrides" not in arguments for text in rest):
+    many = next((name for name in ("overrides", "runs") if name in arguments), None)
+    if rest and (many is None or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+    if many:
+        getattr(arguments, many).extend(rest)
     # Where the working directory is the project (ray job submit, make), rewards and data files are found from it.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -61,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     rehearse.add_argument("--folder", default="runs/rehearsal", help="where all of it goes (default: runs/rehearsal)")
     rehearse.add_argument("--rows", type=int, default=16, help="prompts, of every task type in turn (default: 16)")
     rehearse.add_argument("--layout", choices=["hf", "original"], default="hf", help="of the Janus checkpoint")
-    report = commands.add_parser("report", help="Write the HTML report of a run folder.")
-    report.add_argument("run", help="run folder")
+    report = commands.add_parser("report", help="Write the HTML report of a run, or of several side by side.")
+    report.add_argument("runs", nargs="+", help="run folders; those of one config that differ in seed are overlaid")
+    report.add_argument("--out", help="file to write (default: report.html in the run's folder, or beside the first)")
     generate = commands.add_parser("generate", help="Draw pictures with a run's policy or a checkpoint.")
     generate.add_argument("source", help="run folder, or run config whose policy.checkpoint is to draw")
     generate.add_argument("prompts", nargs="+", help="prompts to draw")
@@ -131,10 +133,11 @@ def _rehearse(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from cluster.report import write_report
+    from cluster.report import write_comparison, write_report
     from cluster.run_folder import RunFolder
 
-    path = write_report(RunFolder(arguments.run))
+    folders, out = [RunFolder(run) for run in arguments.runs], arguments.out
+    path = write_comparison(folders, out and Path(out)) if out or len(folders) > 1 else write_report(folders[0])
     print(path)  # noqa: T201 - the command's own output
     return 0
 
