@@ -11,6 +11,6 @@ shell  engine       DeepSpeed steps on N ranks              zero          how De
 
 Gotchas: nearly every method of the engine is a collective, so an error on one rank leaves the others waiting until
 their deadline. Losses are sums that the engine divides by the tokens of the whole batch: never take a mean over a
-micro-batch. The reference policy is what the policy's checkpoint holds, also after a resume; with LoRA it is the model
-without its adapter, and no second copy of it.
+micro-batch. The reference policy is what the policy's checkpoint holds, also after a resume; with LoRA it is the
+model without its adapter, and no second copy of it.
 """
