@@ -26,10 +26,11 @@ from learner.batching import SEGMENTS, BatchPlan, MicroBatch, Segment, plan_batc
 from learner.config import LearnerConfig
 from learner.export import export_policy
 from learner.objective import SegmentStats, segment_loss
+from learner.scorer import SegmentScorer, checkpoint_layers, heads
 from learner.zero import frozen_engine, gathered, train_engine, whole_shape
 from policy.janus import Policy, trained_parameters
 from policy.lora import SCALE
-from policy.scoring import Distribution, Scorer, ScoreRows
+from policy.scoring import ScoreRows
 from transport.trajectory import TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ class LearnerEngine:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         if config.gradient_checkpointing:
-            _checkpoint_layers(model)
-        scorer = _SegmentScorer(model, policy.layout)
-        self.engine = train_engine(scorer, list(parameters.values()), _heads(scorer), config, total_steps)
+            checkpoint_layers(model)
+        scorer = SegmentScorer(model, policy.layout)
+        self.engine = train_engine(scorer, list(parameters.values()), heads(scorer), config, total_steps)
         self._reference: torch.nn.Module | None = None
         if reference is not None:
-            frozen = _SegmentScorer(reference, policy.layout)
-            self._reference = frozen_engine(frozen, _heads(frozen), config)
+            frozen = SegmentScorer(reference, policy.layout)
+            self._reference = frozen_engine(frozen, heads(frozen), config)
         size = sum(math.prod(shape) for shape in self.trained_shapes().values())
         kept = "a frozen reference policy" if config.objective.beta > 0 else "no reference policy"
         log.info(
@@ -193,7 +194,7 @@ class LearnerEngine:
         }
         for segment, stats in totals.items():
             if stats.tokens:
-                metrics |= {f"{name}/{segment}": value for name, value in _segment_metrics(stats).items()}
+                metrics |= {f"{name}/{segment}": value for name, value in stats.per_token().items()}
         return metrics | {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
 
     def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -244,17 +245,6 @@ class LearnerEngine:
         self._seconds[phase] += time.perf_counter() - started
 
 
-class _SegmentScorer(Scorer):
-    """A scorer of rows of one segment, whose forward pass returns tensors: ZeRO 3 sees no others."""
-
-    def forward(self, rows: ScoreRows, distribution: Distribution = "guided") -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Log-probs and entropy [sum of T_i]."""
-        scores = super().forward(rows, distribution)
-        part = scores.text or scores.image
-        assert part is not None
-        return part.logprobs, part.entropy
-
-
 def needs_reference(config: LearnerConfig) -> bool:
     """Whether a reference policy is kept in a model of its own: an adapter that is switched off leaves it."""
     return config.objective.beta > 0 and config.lora is None
@@ -268,34 +258,3 @@ def _adapter(model: JanusForConditionalGeneration, trained: str, config: Learner
     from learner.adapter import TrainedAdapter  # peft takes seconds to import
 
     return TrainedAdapter(model, config.lora)
-
-
-def _heads(scorer: Scorer) -> list[torch.nn.Parameter]:
-    return [*scorer.model.lm_head.parameters(), *scorer.model.model.generation_head.parameters()]
-
-
-def _checkpoint_layers(model: JanusForConditionalGeneration) -> None:
-    """Recompute the language model's layers in the backward pass.
-
-    transformers does so in training mode only, which would switch dropout on; but the policy that is trained has to
-    be the one that was sampled, so dropout goes.
-    """
-    language_model = model.model.language_model
-    for layer in language_model.layers:
-        layer.self_attn.attention_dropout = 0.0
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    language_model.train()
-
-
-def _segment_metrics(stats: SegmentStats) -> dict[str, float]:
-    tokens = stats.tokens.item()
-    return {
-        "tokens": tokens,
-        "kl": stats.reference_kl.item() / tokens,
-        "behaviour_kl": stats.behaviour_kl.item() / tokens,
-        "entropy": stats.entropy.item() / tokens,
-        "clip_fraction": stats.clipped.item() / tokens,
-        "ratio_mean": stats.ratio.item() / tokens,
-        "ratio_max": stats.ratio_max.item(),
-        "logprob_gap_max": stats.gap_max.item(),
-    }

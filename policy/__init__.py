@@ -6,6 +6,7 @@ tokens      token layout, prompts of both stages pictures   image tokens to pixe
 janus       load and save a policy               seeds      one seed a member
 checkpoint  read either layout, tensor by tensor export     write either layout, tensor by tensor
 tiny        random checkpoints, as small as asked errors    what can be wrong with a checkpoint
+lora        adapters as they travel and are merged
 
 Under them: `original_layout` and `original_config` know the names, shapes and config of Janus's original layout,
 `weight_files` the files. Gotcha: take the tokenizer from `checkpoint.load_tokenizer`, never from AutoTokenizer.
