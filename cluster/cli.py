@@ -114,21 +114,19 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     from cluster.console import own_console
     from cluster.environment import prepare
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, [*arguments.overrides, "ray.address=null"])
     console = own_console()
     console.print(
         f"bicot: rehearsing [bold]{arguments.config}[/bold] with tiny random models in {arguments.folder}",
         soft_wrap=True,
     )
+    prepare(config)
+    from cluster.job import run_job
+    from cluster.rehearsal import rehearsal
     from cluster.worker import log_to
 
     log_to(Path(arguments.folder) / "models.log")
-    from cluster.rehearsal import rehearsal
-
     small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)
-    prepare(small)
-    from cluster.job import run_job
-
     return run_job(small, console, resume=False, fresh=True)
 
 

@@ -102,8 +102,10 @@ class _Job:
             seconds = time.monotonic() - trained
             if self.progress.step < self.config.steps:
                 return None
-            self.display.phase("scoring held-out prompts")
-            await self._score(system, self.progress.step, "test")
+            if "test" in system.splits:
+                self.display.phase("scoring held-out prompts")
+                await self._score(system, self.progress.step, "test")
+            self.display.phase("writing the policy")
             await system.ranks.export()
             return self._summary(self.progress.step - first, seconds, time.monotonic() - began)
 
