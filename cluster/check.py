@@ -110,13 +110,19 @@ def _policy(config: RunConfig) -> str:
 
 def _memory(config: RunConfig) -> list[Finding]:
     """What each pool needs; wrong where its GPUs, or its share of one, do not have it."""
-    from cluster.memory import needs  # counts on a model without weights, whose classes take seconds to import
+    from cluster.memory import (  # counts on a model without weights, whose classes take seconds to import
+        ModelSizes,
+        needs,
+    )
     from policy.janus import check_checkpoint
 
     gpu_gb = config.ray.gpu_memory_gb or _gpu_memory_gb()
     counted = {one.name: check_reward(one).parameters(one.options) for one in config.rewards.services}
-    pools = needs(config, check_checkpoint(config.policy.checkpoint), counted)
-    return [Finding(f"memory of {pool.pool}", pool.line(gpu_gb), pool.fits(gpu_gb)) for pool in pools]
+    sizes = ModelSizes.of(check_checkpoint(config.policy.checkpoint), config)
+    model = f"{sizes.total / 1e6:,.1f} M parameters, {sizes.language / 1e6:,.1f} M of them the language model's"
+    pools = needs(config, sizes, counted)
+    lines = [Finding(f"memory of {pool.pool}", pool.line(gpu_gb), pool.fits(gpu_gb)) for pool in pools]
+    return [Finding("model", model), *lines]
 
 
 def uses_gpus(config: RunConfig) -> bool:

@@ -8,6 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # each command imports what it needs
+    from rich.console import Console
+
+    from cluster.config import RunConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -104,9 +110,18 @@ def _train(arguments: argparse.Namespace) -> int:
         f"bicot: [bold]{arguments.config}[/bold], {config.steps} steps into {config.folder}", soft_wrap=True
     )
     prepare(config)
+    _require(config, console)
     from cluster.job import run_job
 
     return run_job(config, console, resume=arguments.resume, fresh=arguments.fresh)
+
+
+def _require(config: RunConfig, console: Console) -> None:
+    """Refuse a wrong run before the system's own modules are imported, which takes seconds."""
+    console.print("checking config, prompts, rewards and checkpoint", style="dim")
+    from cluster.check import require
+
+    require(config)
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
@@ -127,6 +142,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
 
     log_to(Path(arguments.folder) / "models.log")
     small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)
+    _require(small, console)
     return run_job(small, console, resume=False, fresh=True)
 
 

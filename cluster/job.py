@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.check import require
 from cluster.config import RunConfig
 from cluster.console import RunDisplay, held_out_table
 from cluster.environment_facts import write_environment
@@ -34,14 +33,12 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int:
     """Run a training job to its end; the exit code. What libraries print goes to the run folder's logs.
 
-    A run that fails tells its console in a sentence.
+    A run that fails tells its console in a sentence. `check.require` came before.
 
     Raises:
-        RunError: something is wrong before anything was started.
+        RunError: the folder holds another run.
     """
-    console.print("checking config, prompts, rewards and checkpoint", style="dim")
     folder = RunFolder(config.folder)
-    require(config)
     folder.create(config, resume, fresh)
     log_to(folder.logs / "driver.log")
     display = RunDisplay(console, config.steps, config.held_out.metric if config.held_out else None)

@@ -50,9 +50,8 @@ class Need:
         return f"{where}: {self.total / GIB:,.2f}{share} GiB each ({parts}){self.note}{verdict}"
 
 
-def needs(config: RunConfig, janus: JanusConfig, rewards: Mapping[str, int | None]) -> list[Need]:
+def needs(config: RunConfig, sizes: ModelSizes, rewards: Mapping[str, int | None]) -> list[Need]:
     """What each pool's processes need. `rewards` holds the parameters of each reward's model, None where unknown."""
-    sizes = ModelSizes.of(janus, config)
     pools = [_semantic(config, sizes)] if config.semantic.enabled else []
     pools += [_image(config, sizes), _learner(config, sizes)]
     for service in config.rewards.services:
