@@ -17,7 +17,7 @@ from cluster.errors import RunError
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 2
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
