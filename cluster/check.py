@@ -43,7 +43,7 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
         exclude = config.prompts.exclude if subject == "prompts.train" else ()
         look(subject, lambda path=path, exclude=exclude: _prompts(path, exclude))  # type: ignore[misc]
     for service in config.rewards.services:
-        look(f"reward {service.name}", lambda service=service: _reward(service))  # type: ignore[misc]
+        look(f"reward {service.name}", lambda service=service: _reward(service, config))  # type: ignore[misc]
     look("resources", lambda: _resources(config))
     if config.buffer.url is not None:
         look("buffer", lambda: _redis(config))
@@ -81,8 +81,8 @@ def _prompts(path: str, exclude: Sequence[str]) -> str:
     return f"{path}: {len(records):,} prompts ({rows}){left_out}"
 
 
-def _reward(service: RewardConfig) -> str:
-    check_reward(service)
+def _reward(service: RewardConfig, config: RunConfig) -> str:
+    check_reward(service, config.rewards.scoring)
     return f"{service.target}, weight {service.weight:g}, {service.replicas} replica(s)"
 
 
@@ -105,19 +105,25 @@ def _redis(config: RunConfig) -> str:
 def _policy(config: RunConfig) -> str:
     from policy.janus import check_checkpoint
 
-    check_checkpoint(config.policy.checkpoint)
+    check_checkpoint(config.policy.checkpoint, config.policy.templates)
     return f"{config.policy.checkpoint}, {config.policy.dtype}, {config.policy.trained} trains"
 
 
 def _memory(config: RunConfig) -> list[Finding]:
     """What each pool needs; wrong where its GPUs, or its share of one, do not have it."""
-    from cluster.memory import needs  # counts on a model without weights, whose classes take seconds to import
+    from cluster.memory import (  # counts on a model without weights, whose classes take seconds to import
+        ModelSizes,
+        needs,
+    )
     from policy.janus import check_checkpoint
 
     gpu_gb = config.ray.gpu_memory_gb or _gpu_memory_gb()
-    counted = {service.name: check_reward(service).parameters(service.options) for service in config.rewards.services}
-    pools = needs(config, check_checkpoint(config.policy.checkpoint), counted)
-    return [Finding(f"memory of {pool.pool}", pool.line(gpu_gb), pool.fits(gpu_gb)) for pool in pools]
+    counted = {one.name: check_reward(one).parameters(one.options) for one in config.rewards.services}
+    sizes = ModelSizes.of(check_checkpoint(config.policy.checkpoint), config)
+    model = f"{sizes.total / 1e6:,.1f} M parameters, {sizes.language / 1e6:,.1f} M of them the language model's"
+    pools = needs(config, sizes, counted)
+    lines = [Finding(f"memory of {pool.pool}", pool.line(gpu_gb), pool.fits(gpu_gb)) for pool in pools]
+    return [Finding("model", model), *lines]
 
 
 def uses_gpus(config: RunConfig) -> bool:

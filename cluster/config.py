@@ -124,6 +124,8 @@ class RunConfig(_Config):
         names = [service.name for service in self.rewards.services]
         if self.held_out and self.held_out.metric not in names:
             raise ValueError(f"held_out.metric: {self.held_out.metric!r} is none of the reward services {names}")
+        if self.learner.lora and self.policy.trained != "language_model":
+            raise ValueError("learner.lora: an adapter trains the language model alone; set policy.trained so")
         ahead = self.rollout.groups_per_step * (self.rollout.staleness + 1)
         if self.buffer.capacity < ahead:
             raise ValueError(

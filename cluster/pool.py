@@ -124,8 +124,10 @@ class Pool:
             except ReplicaLost as error:
                 await self._replace(replica, error)
 
-    async def everywhere(self, method: str, *args: Any, work: str) -> list[Any]:
+    async def everywhere(self, method: str, *args: Any, work: str, deadline_s: float | None = None) -> list[Any]:
         """Run a method on every replica at once, and on the new one where a replica dies meanwhile.
+
+        It has the pool's deadline, or one of its own.
 
         Raises:
             StageError: as `call`.
@@ -135,7 +137,7 @@ class Pool:
             while True:
                 replica = self.replicas[number]
                 try:
-                    return await self._ask(replica, method, args, work, self.spec.deadline_s)
+                    return await self._ask(replica, method, args, work, deadline_s or self.spec.deadline_s)
                 except ReplicaLost as error:
                     await self._replace(replica, error)
 

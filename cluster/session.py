@@ -21,7 +21,7 @@ from rewards.config import RewardConfig
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 2
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
