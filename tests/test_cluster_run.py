@@ -189,7 +189,7 @@ def test_interrupted_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_pa
 def test_a_run_outlives_a_dead_actor_and_a_sleeping_reward(tmp_path: Path) -> None:
     """The actor is replaced, the reward is missing and never 0, and staleness stays within its bound.
 
-    SIGTERM ends it with a checkpoint, and with nothing of Ray's own, which would abort the driver after three seconds.
+    SIGTERM ends it with a checkpoint, and not by the handler of Ray, which aborts the driver after three seconds.
     """
     run = Run(
         tmp_path / "run", "rollout.staleness=1", "steps=60", "rewards.services.1.target=sleepy_reward:Sleepy",
