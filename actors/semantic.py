@@ -231,8 +231,10 @@ def _prepare_process(config: SemanticConfig) -> None:
         # Compiling takes longer than it saves on a CPU; the flag also covers a dynamo that is imported already.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         torch._dynamo.config.disable = True
-        torch.set_num_threads(config.threads)
-        # Binding wants a memory node for each worker; where one node has all the cores it refuses.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # vLLM's kernels go by OpenMP's own number, and fail where torch has another one.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+        if config.tensor_parallel > 1:
+            # Binding wants a memory node for each worker, and refuses where one node has all the cores.
+            os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS=str(config.threads))
     # It tries a chat template at the start, and logs a traceback for want of the tokenizer it is told not to load.
     logging.getLogger("vllm.renderers.base").setLevel(logging.CRITICAL)

@@ -14,9 +14,9 @@ from actors.config import SemanticConfig
 from actors.loop import BatchLoop
 from actors.requests import SemanticOutput, SemanticRequest
 from actors.semantic import SemanticWriter, WriteRequest
-from policy.checkpoint import load_tokenizer
+from policy.checkpoint import load_tokenizer, open_checkpoint
 from policy.config import PolicyConfig
-from policy.janus import check_checkpoint, trained_parameters
+from policy.janus import LANGUAGE_MODEL, check_checkpoint, trained_parameters
 from policy.lora import BaseWeights
 from policy.tokens import PromptBuilder, TokenLayout
 from transport.trajectory import SemanticSegment
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class SemanticActor:
     """Writes CoTs; calls that come side by side are decoded together.
 
-    Has no weights until the first `apply_weights` (or `load_policy`).
+    Has no weights until the first `apply_weights` (or `load_checkpoint`).
     """
 
     def __init__(self, policy: PolicyConfig, semantic: SemanticConfig) -> None:
@@ -39,6 +39,7 @@ class SemanticActor:
         """
         start = time.perf_counter()
         self._config = semantic
+        self._folder = policy.checkpoint
         config = check_checkpoint(policy.checkpoint, policy.templates)
         tokenizer = load_tokenizer(policy.checkpoint)
         layout = TokenLayout.of(tokenizer, config)
@@ -71,6 +72,10 @@ class SemanticActor:
         deadline = self._config.deadline_s
         tensors = await asyncio.to_thread(lambda: list(ObjectStoreReceiver().receive(published, deadline)))
         return await self._load(published.version, tensors)
+
+    async def load_checkpoint(self, version: int = 0) -> int:
+        """Take the language model from the policy's checkpoint as it lies on disk, whose files are mapped."""
+        return await self._load(version, list(open_checkpoint(self._folder).tensors(LANGUAGE_MODEL)))
 
     async def load_policy(self, model: JanusForConditionalGeneration, version: int = 0) -> int:
         """Take the language model of a policy in this process, without a weight channel."""

@@ -34,15 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cluster.config import ConfigError
     from cluster.errors import RunError
 
+    own_stderr = os.dup(2)  # some commands send what libraries print to a log
     try:
         command: int = _COMMANDS[arguments.command](arguments)
         return command
     except (ConfigError, RunError) as error:
+        os.dup2(own_stderr, 2)
         for line in str(error).splitlines():
             print(f"bicot: {line}", file=sys.stderr)  # noqa: T201 - the command's own output
         return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    finally:
+        os.close(own_stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,9 +166,9 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     out = Path(arguments.out)
     console = own_console()
-    log_to(out / "generate.log")
-    from cluster.generate import generate
+    from cluster.generate import LOG, generate
 
+    log_to(out / LOG)
     for drawn in generate(Path(arguments.source), arguments.prompts, out, arguments.members, arguments.seed):
         console.print(f"{os.path.relpath(drawn.path)}  {drawn.cot}", markup=False, soft_wrap=True)
     return 0

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.errors import ActorError
 from actors.image_actor import ImageActor
 from actors.requests import ImageRequest, SemanticRequest
 from actors.semantic_actor import SemanticActor
 from cluster.config import RunConfig, load_config
 from cluster.errors import RunError
 from cluster.run_folder import RunFolder
-from policy.janus import CheckpointError, load_policy
+from policy.janus import CheckpointError
 from policy.pictures import to_png
 from policy.prompts import PromptRecord
 from policy.seeds import member_seed
+from transport.errors import TransportError
+
+logger = logging.getLogger(__name__)
+
+LOG = "generate.log"
+"""Beside the pictures: what the engines and their libraries say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ def generate(source: Path, prompts: Sequence[str], out: Path, members: int, seed
     prompt and seed give the same picture.
 
     Raises:
-        RunError: there is no policy to draw with.
+        RunError: there is no policy to draw with, or an engine failed.
     """
     config = policy_source(source)
     out.mkdir(parents=True, exist_ok=True)
@@ -43,6 +51,9 @@ def generate(source: Path, prompts: Sequence[str], out: Path, members: int, seed
         return asyncio.run(_draw(config, prompts, out, members, seed))
     except CheckpointError as error:
         raise RunError(str(error)) from error
+    except (ActorError, TransportError) as error:
+        logger.exception("not drawn")
+        raise RunError(f"{str(error).strip()}; see {out / LOG}") from error
 
 
 def policy_source(source: Path) -> RunConfig:
@@ -81,7 +92,7 @@ async def _write(config: RunConfig, requests: Sequence[SemanticRequest]) -> list
         return [""] * len(requests)
     actor = SemanticActor(config.policy, config.semantic)
     try:
-        await actor.load_policy(load_policy(config.policy).model)
+        await actor.load_checkpoint()
         return [output.cot for output in await actor.generate(requests)]
     finally:
         actor.close()

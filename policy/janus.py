@@ -20,7 +20,8 @@ from policy.export import save_hf
 from policy.tokens import PromptBuilder, TokenizerError, TokenLayout, check_markers
 
 _GENERATION = ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head.")
-_LANGUAGE = ("model.language_model.", "lm_head.")
+LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
+"""How the names of the language model's tensors begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def save_policy(
 
 def is_trained(name: str, trained: str) -> bool:
     """Whether the parameter of that state-dict name trains under `PolicyConfig.trained`."""
-    return name.startswith(_LANGUAGE) or (trained == "generation" and name.startswith(_GENERATION))
+    return name.startswith(LANGUAGE_MODEL) or (trained == "generation" and name.startswith(_GENERATION))
 
 
 def trained_parameters(model: transformers.JanusForConditionalGeneration, trained: str) -> dict[str, Parameter]:

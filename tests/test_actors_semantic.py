@@ -86,6 +86,11 @@ def test_logprobs_are_the_learners(loaded: Any, tiny_policy: Policy) -> None:
         assert "<eos>" not in output.cot
 
 
+def test_a_checkpoint_serves_as_it_lies_on_disk(actor: Any, tiny_policy: Policy) -> None:
+    assert run(actor.load_checkpoint()) == actor.version() == 0
+    assert worst(tiny_policy, tiny_policy.model, run(actor.generate(requests(8)))) < 1e-5
+
+
 def test_a_seed_gives_the_same_text_alone_and_together(loaded: Any) -> None:
     together = run(loaded.generate(requests(24)))
     alone = [run(loaded.generate([request]))[0] for request in requests(24)]

@@ -141,10 +141,11 @@ def test_its_policy_draws(undisturbed: Run, tmp_path: Path) -> None:
     """The same prompt and seed give the same picture, alone and beside others."""
 
     def draw(out: str, *prompts: str) -> dict[str, bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.pop("OMP_NUM_THREADS", None)  # as in a user's shell
         command = [sys.executable, "-m", "cluster", "generate", str(undisturbed.folder.path), *prompts, "--out", out]
         done = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-            timeout=200, check=False,
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == "" and len(done.stdout.splitlines()) == len(prompts)
