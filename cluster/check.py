@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.errors import RunError
 from cluster.session import check_fits, local_resources, needed
+from cluster.trackers import require_wandb
 from policy.prompts import PromptFileError, load_prompts, rows_by_task
 from rewards.base import RewardConfigError, check_reward
 from rewards.config import RewardConfig
@@ -45,6 +46,8 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
     look("resources", lambda: _resources(config))
     if config.buffer.url:
         look("buffer", lambda: _redis(config))
+    if config.metrics.wandb:
+        look("metrics.wandb", _wandb)
     look("policy", lambda: _policy(config, memory))
     return findings
 
@@ -95,6 +98,11 @@ def _redis(config: RunConfig) -> str:
     assert config.buffer.url
     check_redis(config.buffer.url, REDIS_DEADLINE_S)
     return "Redis answers"
+
+
+def _wandb() -> str:
+    require_wandb()
+    return "W&B is installed"
 
 
 def _policy(config: RunConfig, memory: bool) -> str:

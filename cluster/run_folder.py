@@ -30,6 +30,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.policy = self.path / "policy"
+        self.targets = self.path / "targets.json"
 
     def create(self, config: RunConfig, resume: bool, fresh: bool) -> None:
         """Make the folder and write the resolved config.

@@ -23,6 +23,7 @@ from transformers import JanusForConditionalGeneration
 from learner.advantages import GroupAdvantages, group_advantages
 from learner.batching import SEGMENTS, BatchPlan, MicroBatch, Segment, plan_batch, training_rows
 from learner.config import LearnerConfig
+from learner.mfu import MfuMeter
 from learner.objective import SegmentStats, segment_loss
 from learner.zero import frozen_engine, gathered, train_engine, whole_shape
 from policy.janus import Policy, save_policy, trained_parameters
@@ -54,6 +55,8 @@ class LearnerEngine:
         parameters = trained_parameters(model, trained)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
+        beta = config.objective.beta
+        self._mfu = MfuMeter(model.model.language_model.layers, beta > 0, config.peak_tflops)
         if config.gradient_checkpointing:
             _checkpoint_layers(model)
         scorer = _SegmentScorer(model, policy.layout)
@@ -167,6 +170,7 @@ class LearnerEngine:
         for segment, stats in totals.items():
             if stats.tokens:
                 metrics |= {f"{name}/{segment}": value for name, value in _segment_metrics(stats).items()}
+        metrics |= self._mfu.measure(plan, sum(self._seconds.values()))
         return metrics | {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
 
     def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:

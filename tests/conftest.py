@@ -22,6 +22,7 @@ from policy.janus import Policy, make_policy, save_policy, tiny_janus
 from policy.prompts import PromptRecord
 
 torch.set_num_threads(1)
+pytest_plugins = ["watched_run"]
 
 SPECIAL = [
     "<bos>",
