@@ -86,7 +86,8 @@ SECTIONS = (
         _gauge("bicot_pool_replicas", "pool", "Processes of a pool."),
         _counter("bicot_pool_restarts_total", "pool", "Processes replaced because they died or did not answer."),
         _gauge("bicot_replica_calls", "pool replica", "Calls to a process that are under way."),
-        _counter("bicot_replica_busy_seconds_total", "pool replica", "Seconds with a call under way; rate is the share."),
+        _counter("bicot_replica_busy_seconds_total", "pool replica",
+                 "Seconds with a call under way; rate is the share."),
         _gauge("bicot_engine_queued_requests", "pool replica", "Requests that wait for room in the batch."),
         _gauge("bicot_engine_running_requests", "pool replica", "Requests in the batch."),
         _counter("bicot_engine_requests_total", "pool replica", "Requests finished."),
@@ -103,7 +104,8 @@ SECTIONS = (
         _counter("bicot_vllm_preemptions_total", "pool replica", "Requests preempted for want of KV cache."),
         _counter("bicot_vllm_prompt_tokens_total", "pool replica", "Prompt tokens taken."),
         _counter("bicot_vllm_generation_tokens_total", "pool replica", "Tokens generated."),
-        _counter("bicot_vllm_prefix_cache_queries_total", "pool replica", "Prompt tokens looked up in the prefix cache."),
+        _counter("bicot_vllm_prefix_cache_queries_total", "pool replica",
+                 "Prompt tokens looked up in the prefix cache."),
         _counter("bicot_vllm_prefix_cache_hits_total", "pool replica", "Prompt tokens found in the prefix cache."),
     )),
     Section("Buffer", (
@@ -126,7 +128,8 @@ SECTIONS = (
                "Seconds that a process's newest weight update took, waiting for running requests included."),
     )),
     Section("Learner", (
-        _counter("bicot_learner_train_seconds_total", "", "Seconds in the learner's steps, rank 0; rate is busy share."),
+        _counter("bicot_learner_train_seconds_total", "",
+                 "Seconds in the learner's steps, rank 0; rate is busy share."),
         _counter("bicot_trained_tokens_total", "segment", "Completion tokens trained on."),
         _counter("bicot_trained_groups_total", "", "Groups that came to a training step."),
         _counter("bicot_trained_masked_groups_total", "", "Of these, those without the rewards to train on."),
@@ -140,20 +143,24 @@ SECTIONS = (
         _gauge("bicot_loss", "", "Loss of the newest step, by token."),
         _gauge("bicot_grad_norm", "", "Gradient norm of the newest step, before clipping."),
         _gauge("bicot_learning_rate", "", "Learning rate of the newest step."),
-        _gauge("bicot_kl_nats", "segment", "k3 estimate of KL to the reference by token; segment 'all' is the batch."),
+        _gauge("bicot_kl_nats", "segment",
+               "k3 estimate of KL to the reference by token; segment 'all' is the batch."),
         _gauge("bicot_behaviour_kl_nats", "segment", "The same estimate of KL from the behaviour policy."),
-        _gauge("bicot_entropy_nats", "segment", "Entropy of the next token's distribution, mean over trained tokens."),
+        _gauge("bicot_entropy_nats", "segment",
+               "Entropy of the next token's distribution, mean over trained tokens."),
         _gauge("bicot_clip_ratio", "segment", "Share of the tokens whose gradient the clip cuts off."),
         _gauge("bicot_importance_mean_ratio", "segment", "Mean of new by behaviour probability."),
         _gauge("bicot_importance_max_ratio", "segment", "Largest new by behaviour probability."),
-        _gauge("bicot_logprob_gap_max_nats", "segment", "Largest |new - behaviour log-prob|; 0 on-policy but for noise."),
+        _gauge("bicot_logprob_gap_max_nats", "segment",
+               "Largest |new - behaviour log-prob|; 0 on-policy but for noise."),
         _gauge("bicot_cot_tokens", "segment", "Mean length of a member's CoT, semantic or image."),
         _gauge("bicot_cot_cut_off_ratio", "", "Share of semantic CoTs that semantic.max_tokens cut off."),
     )),
     Section("Rewards", (
         _gauge("bicot_reward_mean", "reward task_type",
                "Mean over the newest step's scored members; task type 'all' is over every one."),
-        _gauge("bicot_reward_spread", "reward task_type", "Standard deviation within a group, mean of the newest step."),
+        _gauge("bicot_reward_spread", "reward task_type",
+               "Standard deviation within a group, mean of the newest step."),
         _gauge("bicot_reward_zero_spread_ratio", "reward task_type",
                "Share of the newest step's groups whose members all got the same reward."),
         _counter("bicot_reward_scores_total", "reward task_type", "Training members that a reward scored."),
@@ -166,17 +173,19 @@ SECTIONS = (
         _counter("bicot_reward_service_batches_total", "reward", "Batches that the service scored."),
         _counter("bicot_reward_service_pictures_total", "reward", "Pictures that the service scored."),
         _counter("bicot_reward_service_failed_pictures_total", "reward", "Pictures that the service failed on."),
-        _counter("bicot_reward_service_busy_seconds_total", "reward", "Seconds spent scoring; rate is the busy share."),
+        _counter("bicot_reward_service_busy_seconds_total", "reward",
+                 "Seconds spent scoring; rate is the busy share."),
     )),
     Section("Pictures, for signs of reward hacking", (
         _gauge("bicot_picture_entropy_bits", "task_type",
                "Entropy of a picture's 256 grey levels, mean of the newest step; 0 is one flat colour."),
-        _gauge("bicot_picture_edge_ratio", "task_type", "Share of pixels that lie on an edge, mean of the newest step."),
+        _gauge("bicot_picture_edge_ratio", "task_type",
+               "Share of pixels that lie on an edge, mean of the newest step."),
         _gauge("bicot_group_diversity_ratio", "task_type",
                "Share of image tokens that differ between two pictures of a group, mean of the newest step."),
         _gauge("bicot_reward_picture_correlation", "reward statistic",
-               "Pearson correlation of reward with entropy, edges (within groups) or diversity (between groups) in "
-               "the newest step; near 1 or -1 for long, the reward may pay for texture, for emptiness or for sameness."),
+               "Pearson correlation of reward with entropy, edges (within groups) or diversity (between groups) "
+               "in the newest step; near 1 or -1 for long, the reward may pay for texture, emptiness or sameness."),
     )),
 )  # fmt: skip
 
@@ -207,12 +216,24 @@ def series_names() -> set[str]:
     return names
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def markdown() -> str:
     """docs/metrics.md."""
     lines = [
         "# Metrics",
         "",
         "Made from cluster/metrics_catalogue.py by `make metrics`. Every series has the label `run` as well.",
+        "",
+        "A run serves them at `metrics.host`:`metrics.port`/metrics, and at /targets the list of all pages that",
+        "belong to it (HTTP service discovery, see deploy/prometheus/prometheus.yml); targets.json in its folder is",
+        "the same list.",
+        "",
+        "The dashboards (deploy/grafana/dashboards), as a small run fills them, one of whose rewards sleeps all",
+        "along and one of whose actors is killed: [Run](panels/bicot-run.svg), [Pools](panels/bicot-pools.svg),",
+        "[Rewards](panels/bicot-rewards.svg), [Cluster](panels/bicot-cluster.svg).",
     ]
     for section in SECTIONS:
         lines += [
@@ -223,7 +244,7 @@ def markdown() -> str:
             "| --- | --- | --- | --- |",
         ]
         lines += [
-            f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |"
+            f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {_cell(metric.help)} |"
             for metric in section.metrics
         ]
     lines += ["", "## Ray's own, as the dashboards use them", "", "| metric | what it is |", "| --- | --- |"]

@@ -66,11 +66,13 @@ class MetricStore(Collector):
         Raises:
             MetricError: as `set`.
         """
-        self._histograms[name].labels(*self._key(name, labels, ("histogram",))).observe(value)
+        key = self._key(name, labels, ("histogram",))
+        self._histograms[name].labels(*key).observe(value)
 
     def expect(self, name: str, **labels: str) -> None:
         """Show a histogram's series before its first value; of a counter, `add` 0."""
-        self._histograms[name].labels(*self._key(name, labels, ("histogram",)))
+        key = self._key(name, labels, ("histogram",))
+        self._histograms[name].labels(*key)
 
     def replace(self, name: str, values: Mapping[tuple[str, ...], float]) -> None:
         """Give a gauge these values, by its labels in the catalogue's order, and no others: a step's, say.

@@ -81,7 +81,7 @@ class Telemetry:
         return self._page.address if self._page else None
 
     def discover(self, own_host: Callable[[], str], nodes: Callable[[], list[str]]) -> None:
-        """Tell Prometheus of the cluster: `own_host` where the page listens everywhere, `nodes` Ray's "host:port"s."""
+        """Tell Prometheus of `nodes`, Ray's "host:port"s, and of `own_host` where the page listens everywhere."""
         if self._host in ("0.0.0.0", "::"):
             self._host = own_host()
         self._nodes = nodes

@@ -1,8 +1,8 @@
 """Model FLOPs utilisation: the arithmetic a step has to do, by what its devices could have done in that time.
 
 A position of a pass through the decoder layers costs 2 FLOPs a parameter forward, 2 backward, and 2 more for each
-parameter that trains; the reference policy costs another forward pass. Work that is done twice (recomputed layers) does
-not count, nor do attention scores, embeddings and heads, so the figure is a little low.
+parameter that trains; the reference policy costs another forward pass. Work that is done twice (recomputed layers)
+does not count, nor do attention scores, embeddings and heads, so the figure is a little low.
 """
 
 from __future__ import annotations

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from prometheus import Prometheus, binary, free_port
@@ -59,5 +57,3 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     yield Watched(run, *seen, prometheus, start, time.time())
     if prometheus:
         prometheus.close()
-        if kept := os.environ.get("BICOT_KEEP_PROMETHEUS"):
-            shutil.copytree(folder / "prometheus", Path(kept), dirs_exist_ok=True)

@@ -44,6 +44,6 @@ _RUN = (
            (metric("bicot_checkpoint_write_seconds"), "seconds")),
 )  # fmt: skip
 
-BOARD = Board("bicot-cluster", "bicot: Cluster", "The machines, what lives on them, and what would be lost with them.", {
+BOARD = Board("bicot-cluster", "bicot: Cluster", "The machines, and what would be lost with them.", {
     "Machines": _MACHINES, "Ray": _RAY, "The run": _RUN,
 })  # fmt: skip

@@ -1,7 +1,7 @@
 """What the dashboards are made of: panels as plain data, and their way into Grafana's JSON.
 
-A query may ask for metrics of the catalogue only: `metric` refuses others. `$run` is the run that is looked at, `$window`
-the time over which rates are taken.
+A query may ask for metrics of the catalogue only: `metric` refuses others. `$run` is the run that is looked at,
+`$window` the time over which rates are taken.
 """
 
 from __future__ import annotations

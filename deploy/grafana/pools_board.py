@@ -77,6 +77,6 @@ _WEIGHTS = (
     curves("Bytes of a version", "That travel to each process.", "bytes", (metric("bicot_published_bytes"), "bytes")),
 )  # fmt: skip
 
-BOARD = Board("bicot-pools", "bicot: Pools", "Every stage of the rollout, the buffer, and the weights on their way.", {
+BOARD = Board("bicot-pools", "bicot: Pools", "Every stage of the rollout, the buffer, the weights.", {
     "Stages": _STAGES, "Engines": _ENGINES, "vLLM": _VLLM, "Buffer": _BUFFER, "Weights": _WEIGHTS,
 })  # fmt: skip
