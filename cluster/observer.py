@@ -31,11 +31,11 @@ class Observer:
     async def forever(self) -> None:
         """Observe until cancelled. What cannot be asked is logged; the loop, which needs it, is who ends a run."""
         while True:
+            await asyncio.sleep(EVERY_S)
             try:
                 await self.observe()
             except (StageError, TransportError) as error:
                 logger.warning("not observed: %s", error)
-            await asyncio.sleep(EVERY_S)
 
     async def observe(self) -> None:
         """Ask everything once.

@@ -104,10 +104,9 @@ class System:
             await system._restore()
         await system.publish(system.position)
         telemetry.ready(system.position)
-        observer = asyncio.create_task(
-            Observer(telemetry, pools, buffer, services.clients).forever(), name="observer"
-        )
-        stack.push_async_callback(_ended, observer)
+        observer = Observer(telemetry, pools, buffer, services.clients)
+        await observer.observe()
+        stack.push_async_callback(_ended, asyncio.create_task(observer.forever(), name="observer"))
         return system
 
     async def run(self, progress: Progress, after_step: Callable[[int, dict[str, float]], Awaitable[None]]) -> None:

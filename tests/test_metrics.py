@@ -126,7 +126,7 @@ def test_the_store_takes_what_the_catalogue_holds() -> None:
     page = generate_latest(store.registry).decode()
     assert 'bicot_pictures_total{run="demo"} 5.0' in page and "# TYPE bicot_pictures_total counter" in page
     assert 'bicot_stage_seconds_bucket{le="0.3",run="demo",stage="image"} 1.0' in page
-    assert 'bicot_reward_mean{run="demo",reward="detector",task_type="all"} 1.0' in page and "color" not in page
+    assert 'bicot_reward_mean{reward="detector",run="demo",task_type="all"} 1.0' in page and "color" not in page
 
 
 def test_a_scrape_asks_for_the_newest() -> None:

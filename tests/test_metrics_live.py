@@ -40,7 +40,7 @@ def run_label(watched: Watched) -> str:
 def test_the_page_holds_the_catalogue_and_nothing_else(disturbed: Watched) -> None:
     run = run_label(disturbed)
     assert f'bicot_stage_seconds_count{{run="{run}",stage="image"}}' in disturbed.page
-    assert f'bicot_weight_version{{run="{run}",pool="semantic",replica="semantic-0"}}' in disturbed.page
+    assert f'bicot_weight_version{{pool="semantic",replica="semantic-0",run="{run}"}}' in disturbed.page
     for family in text_string_to_metric_families(disturbed.page):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert METRICS[name].help == family.documentation and METRICS[name].kind == family.type
