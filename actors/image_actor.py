@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from actors.config import ImageConfig
-from actors.errors import WeightsError
+from actors.errors import EngineError, WeightsError
 from actors.loop import BatchLoop
 from actors.requests import ImageOutput, ImageRequest
 from actors.sampler import ImageSampler, SampleRequest
 from policy.config import PolicyConfig
+from policy.errors import CheckpointError
 from policy.janus import Policy, load_policy
+from policy.lora import AdapterError, BaseWeights, received_adapter
 from policy.pictures import decode_pictures
 from transport.trajectory import ImageSegment
 from transport.weights.channel import Published
@@ -28,8 +30,10 @@ logger = logging.getLogger(__name__)
 class Painter:
     """The sampler with the VQ decoder behind it, as an engine for the batch loop; `version` tags what it gives."""
 
-    def __init__(self, policy: Policy, config: ImageConfig) -> None:
+    def __init__(self, policy: Policy, config: ImageConfig, base: BaseWeights) -> None:
+        """`base` are the weights that a LoRA adapter is merged into; those in the model are overwritten by it."""
         self.version = 0
+        self._base = base
         self._policy = policy
         self._config = config
         self._sampler = ImageSampler(policy, config.batch_size, config.guidance_scale, config.temperature)
@@ -76,26 +80,35 @@ class Painter:
         self._sampler.cancel(keys)
 
     def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> int:
-        """Copy tensors into the model in place, by their `state_dict` names.
+        """Copy tensors into the model in place, by their `state_dict` names; a LoRA adapter is merged on the way.
+
+        Version 0 of an adapter is 0, and gives the checkpoint's weights, which the model starts with.
 
         Raises:
             WeightsError: a name or a shape does not fit, or nothing came; the model is as it was.
+            EngineError: the checkpoint cannot be read any more to merge an adapter; the model is half written.
         """
         state = self._policy.model.state_dict()
         pairs = list(tensors)
-        for name, tensor in pairs:
+        try:
+            adapter = received_adapter(pairs)
+        except AdapterError as error:
+            raise WeightsError(f"weights {version}: {error}") from error
+        for name, shape in (adapter.shapes() if adapter else {n: tuple(t.shape) for n, t in pairs}).items():
             if name not in state:
                 raise WeightsError(f"weights {version}: the model has no tensor {name!r}")
-            if state[name].shape != tensor.shape:
+            if tuple(state[name].shape) != shape:
                 raise WeightsError(
-                    f"weights {version}: {name!r} has shape {list(tensor.shape)}, the model's is "
-                    f"{list(state[name].shape)}"
+                    f"weights {version}: {name!r} has shape {list(shape)}, the model's is {list(state[name].shape)}"
                 )
         if not pairs:
             raise WeightsError(f"weights {version}: no tensor came")
-        with torch.no_grad():
-            for name, tensor in pairs:
-                state[name].copy_(tensor)
+        try:
+            with torch.no_grad():
+                for name, tensor in adapter.merged(self._base.tensor) if adapter else pairs:
+                    state[name].copy_(tensor)
+        except (CheckpointError, OSError) as error:
+            raise EngineError(f"weights {version}: half written, for the checkpoint is gone: {error}") from error
         self.version = version
         return version
 
@@ -115,9 +128,10 @@ class ImageActor:
         self._config = image
         if not image.gpus:
             torch.set_num_threads(image.threads)
-        loaded = load_policy(policy, "cuda" if image.gpus else "cpu")
+        device = "cuda" if image.gpus else "cpu"
+        loaded = load_policy(policy, device)
         self._prompts = loaded.prompts
-        self._painter = Painter(loaded, image)
+        self._painter = Painter(loaded, image, BaseWeights(policy, device))
         self._loop: BatchLoop[SampleRequest, ImageOutput] = BatchLoop("image", self._painter)
         self._sync_s = 0.0
         logger.info("image actor ready after %.1f s", time.perf_counter() - start)

@@ -20,8 +20,9 @@ from transformers import LlamaConfig
 
 from actors.config import SemanticConfig
 from actors.errors import PromptError, WeightsError
+from policy.lora import BaseWeights
 from policy.tokens import TokenLayout
-from transport.errors import WeightTransferError
+from transport.errors import WeightsHalfWritten, WeightTransferError
 from transport.trajectory import SemanticSegment
 from transport.weights.channel import Published, WeightManifest, WeightReceiver
 
@@ -55,8 +56,17 @@ class SemanticWriter:
     those of the full softmax. At temperature 0 they are those at temperature 1.
     """
 
-    def __init__(self, model: LlamaConfig, layout: TokenLayout, dtype: str, config: SemanticConfig) -> None:
+    def __init__(
+        self,
+        model: LlamaConfig,
+        layout: TokenLayout,
+        dtype: str,
+        config: SemanticConfig,
+        base: BaseWeights,
+    ) -> None:
         """Start the engine; `model` is the checkpoint's language model config, `dtype` its number format.
+
+        `base` are the weights that a LoRA adapter is merged into.
 
         Raises:
             ValueError: the model's positions leave no room for a prompt beside `max_tokens`.
@@ -64,6 +74,7 @@ class SemanticWriter:
         self.version: int | None = None
         self._config = config
         self._layout = layout
+        self._base = base
         self._prompts: dict[int, Tensor] = {}
         length = min(config.max_prompt_tokens + config.max_tokens, model.max_position_embeddings)
         self._longest_prompt = length - config.max_tokens
@@ -91,6 +102,9 @@ class SemanticWriter:
                 tensor_parallel_size=config.tensor_parallel,
                 worker_extension_cls=WORKER,
                 enable_prefix_caching=config.prefix_caching,
+                # A prompt that is prefilled in parts draws and discards tokens, which its seed's generator then lacks
+                # (and which fails on CPUs).
+                enable_chunked_prefill=False,
                 enforce_eager=config.enforce_eager,
                 gpu_memory_utilization=config.gpu_memory_utilization,
                 kv_cache_memory_bytes=None if config.gpus else int(config.kv_cache_gb * 2**30),
@@ -150,17 +164,24 @@ class SemanticWriter:
             self._llm.llm_engine.abort_request(known)
 
     def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> int:
-        """Put tensors, under their Janus `state_dict` names, into the engine; no request may be running.
+        """Put tensors, under their Janus `state_dict` names, into the engine, or an adapter merged into its base.
+
+        No request may be running.
 
         Raises:
             WeightTransferError: they are not all that the model needs; the engine is as it was.
+            WeightsHalfWritten: they did not fit, or the base could not be read; the engine is of no use.
         """
         from transport.weights.vllm_engine import apply_to_vllm
 
         published = Published(WeightManifest(version, (), (), ()), ())
         before, self.version = self.version, None  # none to draw with, should it fail half way
         try:
-            apply_to_vllm(self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors))
+            apply_to_vllm(
+                self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors), base=self._base
+            )
+        except WeightsHalfWritten:
+            raise
         except WeightTransferError:
             self.version = before
             raise

@@ -8,14 +8,16 @@ import time
 from collections.abc import Sequence
 
 from torch import Tensor
-from transformers import AutoTokenizer, JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration
 
 from actors.config import SemanticConfig
 from actors.loop import BatchLoop
 from actors.requests import SemanticOutput, SemanticRequest
 from actors.semantic import SemanticWriter, WriteRequest
+from policy.checkpoint import load_tokenizer
 from policy.config import PolicyConfig
 from policy.janus import check_checkpoint, trained_parameters
+from policy.lora import BaseWeights
 from policy.tokens import PromptBuilder, TokenLayout
 from transport.trajectory import SemanticSegment
 from transport.weights.channel import Published
@@ -37,11 +39,12 @@ class SemanticActor:
         """
         start = time.perf_counter()
         self._config = semantic
-        config = check_checkpoint(policy.checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(policy.checkpoint, local_files_only=True)
+        config = check_checkpoint(policy.checkpoint, policy.templates)
+        tokenizer = load_tokenizer(policy.checkpoint)
         layout = TokenLayout.of(tokenizer, config)
         self._prompts = PromptBuilder(tokenizer, layout, policy.templates)
-        self._writer = SemanticWriter(config.text_config, layout, policy.dtype, semantic)
+        base = BaseWeights(policy, "cuda" if semantic.gpus else "cpu")
+        self._writer = SemanticWriter(config.text_config, layout, policy.dtype, semantic, base)
         self._loop: BatchLoop[WriteRequest, SemanticSegment] = BatchLoop("semantic", self._writer)
         self._tokens = 0
         self._sync_s = 0.0

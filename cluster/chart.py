@@ -2,64 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, isfinite, log10
+from itertools import pairwise
+from math import ceil, floor, isfinite, log10
 
-WIDTH, HEIGHT = 460, 220
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 26
-COLOURS = ("#2f6fde", "#d9622b", "#2a9d63", "#9b51b6", "#b8860b", "#3aa6b9", "#c2385c", "#6b7280")
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22
+_COLOURS = 8
+"""Classes c0 to c7 of the page's style sheet."""
+_DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+_POINTS = 240
+_OUTLIERS = 0.02
 
-Series = Mapping[str, Sequence[tuple[float, float]]]
-"""Lines by name, each a sequence of (x, y)."""
+Points = Sequence[tuple[float, float]]
+"""(x, y) in order of x."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One entry of the legend: `thick` is drawn over `thin`, the lines that it sums up."""
+
+    name: str
+    thick: Points
+    thin: Sequence[Points] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A titled chart of one or several lines."""
+    """A titled chart; a line's colour and dashes go by its place in `lines`. `dots` marks every point."""
 
     title: str
-    series: Series
+    lines: Sequence[Line]
     note: str = ""
+    dots: bool = False
 
     def svg(self) -> str:
-        """The chart; lines are numbered in the order of the legend."""
-        points = [point for line in self.series.values() for point in line if isfinite(point[1])]
-        x_range = _range([x for x, _ in points])
-        ticks = _ticks(*_range([y for _, y in points]))
-        y_range = (min(ticks[0], *(y for _, y in points)), max(ticks[-1], *(y for _, y in points)))
-        parts = [_axes(x_range, y_range, ticks)]
-        for number, line in enumerate(self.series.values()):
-            path = " ".join(f"{_x(x, x_range):.1f},{_y(y, y_range):.1f}" for x, y in line if isfinite(y))
-            colour = COLOURS[number % len(COLOURS)]
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        label = escape(self.title, quote=True)
-        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+        """The chart. A few outliers of thin lines may lie outside its frame."""
+        every = [point for line in self.lines for points in (line.thick, *line.thin) for point in points]
+        x_range = _range([x for x, y in every if isfinite(y)])
+        ticks = _ticks(*_range(self._framed()))
+        frame = _Frame(x_range, (ticks[0], ticks[-1]))
+        thin = [frame.line(points, f'class="thin {style(number)[0]}"')
+                for number, line in enumerate(self.lines) for points in line.thin]  # fmt: skip
+        thick = [frame.thick(line, number) for number, line in enumerate(self.lines)]
+        dots = [frame.dots(line.thick, style(number)[0]) for number, line in enumerate(self.lines) if self.dots]
+        # Lines at the very top or bottom show their whole width.
+        inner = (
+            f'<svg x="{LEFT}" y="{TOP - 2}" width="{frame.width}" height="{frame.height + 4}" '
+            f'viewBox="0 -2 {frame.width} {frame.height + 4}">'
+        )
+        return (
+            f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-x="{x_range[0]:g} {x_range[1]:g}" '
+            f'data-y="{ticks[0]:g} {ticks[-1]:g}" aria-label="{escape(self._words(), quote=True)}">'
+            f"{frame.axes(ticks)}{inner}{''.join(thin + thick)}</svg>{''.join(dots)}</svg>"
+        )
 
     def legend(self) -> list[tuple[str, str]]:
-        """Colour and name of each line."""
-        return [(COLOURS[number % len(COLOURS)], name) for number, name in enumerate(self.series)]
+        """Name and last value of each line, to stand beside its `style`."""
+        return [(line.name, f"{line.thick[-1][1]:.3g}" if line.thick else "") for line in self.lines]
+
+    def _framed(self) -> list[float]:
+        """Values that the frame has to hold: all of the thick lines', and nearly all of the thin ones'."""
+        values = [y for line in self.lines for _, y in line.thick if isfinite(y)]
+        thin = sorted(y for line in self.lines for points in line.thin for _, y in points if isfinite(y))
+        cut = int(len(thin) * _OUTLIERS)
+        return values + thin[cut : len(thin) - cut]
+
+    def _words(self) -> str:
+        ends = [(line.name, line.thick[0][1], line.thick[-1][1]) for line in self.lines if line.thick]
+        return f"{self.title}: " + "; ".join(f"{name} from {first:.3g} to {last:.3g}" for name, first, last in ends)
 
 
-def _axes(x_range: tuple[float, float], y_range: tuple[float, float], ticks: Sequence[float]) -> str:
-    parts = []
-    for tick in ticks:
-        y = _y(tick, y_range)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for tick in _ticks(*x_range):
-        if x_range[0] <= tick <= x_range[1]:
-            x = _x(tick, x_range)
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:.4g}</text>')
-    return "".join(parts)
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Maps values to the plot's area, whose own origin is its upper left corner."""
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    width = WIDTH - LEFT - RIGHT
+    height = HEIGHT - TOP - BOTTOM
+
+    def x(self, value: float) -> float:
+        return (value - self.x_range[0]) / (self.x_range[1] - self.x_range[0]) * self.width
+
+    def y(self, value: float) -> float:
+        return self.height - (value - self.y_range[0]) / (self.y_range[1] - self.y_range[0]) * self.height
+
+    def line(self, points: Points, attributes: str, inside: str = "") -> str:
+        shown = [f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in _thinned(points)]
+        return f'<polyline points="{" ".join(shown)}" {attributes}>{inside}</polyline>' if shown else ""
+
+    def thick(self, line: Line, number: int) -> str:
+        colour, dashes = style(number)
+        attributes = f'class="thick {colour}" data-line="{number}" stroke-dasharray="{dashes}"'
+        return self.line(line.thick, attributes, f"<title>{escape(line.name)}</title>")
+
+    def dots(self, points: Points, colour: str) -> str:
+        return "".join(
+            f'<circle cx="{LEFT + self.x(x):.1f}" cy="{TOP + self.y(y):.1f}" r="2.6" class="dot {colour}"/>'
+            for x, y in points
+            if isfinite(y)
+        )
+
+    def axes(self, ticks: Sequence[float]) -> str:
+        parts = []
+        digits = max(len(f"{tick:.4g}".partition(".")[2]) for tick in ticks)
+        for tick in ticks:
+            y = TOP + self.y(tick)
+            text = f"{tick:.4g}" if "e" in f"{tick:.4g}" else f"{tick:.{digits}f}"
+            parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+            parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+        for tick in _ticks(*self.x_range):
+            if self.x_range[0] <= tick <= self.x_range[1] and tick == int(tick):
+                x = min(LEFT + self.x(tick), WIDTH - RIGHT - 4 * len(f"{tick:.0f}"))
+                parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{tick:.0f}</text>')
+        return "".join(parts)
+
+
+def style(number: int) -> tuple[str, str]:
+    """Colour class and dashes of a chart's line with that number."""
+    return f"c{number % _COLOURS}", _DASHES[(number + number // _COLOURS) % len(_DASHES)]
+
+
+def smooth(points: Points, span: float) -> list[tuple[float, float]]:
+    """Each point's mean with those at most `span` / 2 from it in x."""
+    points = [point for point in points if isfinite(point[1])]
+    sums = [0.0]
+    for _, y in points:
+        sums.append(sums[-1] + y)
+    left = right = 0
+    smoothed = []
+    for x, _ in points:
+        while points[left][0] < x - span / 2:
+            left += 1
+        while right < len(points) and points[right][0] <= x + span / 2:
+            right += 1
+        smoothed.append((x, (sums[right] - sums[left]) / (right - left)))
+    return smoothed
+
+
+def _thinned(points: Points) -> list[tuple[float, float]]:
+    """The finite points; of a long line, the lowest and the highest of each stretch, so that its envelope stays."""
+    finite = [point for point in points if isfinite(point[1])]
+    if len(finite) <= _POINTS:
+        return finite
+    size = ceil(2 * len(finite) / _POINTS)
+    kept = [finite[0]]
+    for start, end in pairwise([*range(0, len(finite), size), len(finite)]):
+        stretch = finite[start:end]
+        ends = (min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1]))
+        kept += sorted({*ends} - {kept[-1]})
+    return kept if kept[-1] == finite[-1] else [*kept, finite[-1]]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values, default=0.0), max(values, default=1.0)
     if high - low < 1e-12:
-        margin = abs(high) * 0.1 or 1.0
-        return low - margin, high + margin
+        margin = abs(high) * 0.1
+        return (low - margin, high + margin) if margin else (0.0, 1.0)
     return low, high
 
 
@@ -73,11 +176,3 @@ def _ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     while ticks[-1] < high - step * 1e-6:
         ticks.append((first + len(ticks)) * step)
     return ticks
-
-
-def _x(value: float, x_range: tuple[float, float]) -> float:
-    return LEFT + (value - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT)
-
-
-def _y(value: float, y_range: tuple[float, float]) -> float:
-    return HEIGHT - BOTTOM - (value - y_range[0]) / (y_range[1] - y_range[0]) * (HEIGHT - TOP - BOTTOM)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.errors import RunError
@@ -29,7 +28,10 @@ class Finding:
 
 
 def check(config: RunConfig, memory: bool = True) -> list[Finding]:
-    """Look at everything a run needs, and estimate its `memory`. Loads no weights and starts no process."""
+    """Look at everything a run needs. Loads no weights and starts no process.
+
+    `memory` false leaves out what each process needs of it where no GPU could be too small.
+    """
     findings: list[Finding] = []
 
     def look(subject: str, action: Callable[[], str]) -> None:
@@ -42,13 +44,15 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
         exclude = config.prompts.exclude if subject == "prompts.train" else ()
         look(subject, lambda path=path, exclude=exclude: _prompts(path, exclude))  # type: ignore[misc]
     for service in config.rewards.services:
-        look(f"reward {service.name}", lambda service=service: _reward(service))  # type: ignore[misc]
+        look(f"reward {service.name}", lambda service=service: _reward(service, config))  # type: ignore[misc]
     look("resources", lambda: _resources(config))
     if config.buffer.url:
         look("buffer", lambda: _redis(config))
     if config.metrics.wandb:
         look("metrics.wandb", _wandb)
-    look("policy", lambda: _policy(config, memory))
+    look("policy", lambda: _policy(config))
+    if findings[-1].ok and (memory or uses_gpus(config)):
+        findings += _memory(config)
     return findings
 
 
@@ -80,8 +84,8 @@ def _prompts(path: str, exclude: Sequence[str]) -> str:
     return f"{path}: {len(records):,} prompts ({rows}){left_out}"
 
 
-def _reward(service: RewardConfig) -> str:
-    check_reward(service)
+def _reward(service: RewardConfig, config: RunConfig) -> str:
+    check_reward(service, config.rewards.scoring)
     return f"{service.target}, weight {service.weight:g}, {service.replicas} replica(s)"
 
 
@@ -105,13 +109,31 @@ def _wandb() -> str:
     return "W&B is installed"
 
 
-def _policy(config: RunConfig, memory: bool) -> str:
+def _policy(config: RunConfig) -> str:
     from policy.janus import check_checkpoint
 
-    janus = check_checkpoint(config.policy.checkpoint)
-    if not memory:
-        return config.policy.checkpoint
-    from cluster.memory import estimate  # builds the model without its weights, which takes seconds to import
+    check_checkpoint(config.policy.checkpoint, config.policy.templates)
+    return f"{config.policy.checkpoint}, {config.policy.dtype}, {config.policy.trained} trains"
 
-    lines = [f"{Path(config.policy.checkpoint)}: memory of one process, estimated:"]
-    return "\n".join([*lines, *(f"  {row}" for row in estimate(config, janus))])
+
+def _memory(config: RunConfig) -> list[Finding]:
+    """What each pool needs; wrong where its GPUs, or its share of one, do not have it."""
+    from cluster.memory import needs  # counts on a model without weights, whose classes take seconds to import
+    from policy.janus import check_checkpoint
+
+    gpu_gb = config.ray.gpu_memory_gb or _gpu_memory_gb()
+    counted = {one.name: check_reward(one).parameters(one.options) for one in config.rewards.services}
+    pools = needs(config, check_checkpoint(config.policy.checkpoint), counted)
+    return [Finding(f"memory of {pool.pool}", pool.line(gpu_gb), pool.fits(gpu_gb)) for pool in pools]
+
+
+def uses_gpus(config: RunConfig) -> bool:
+    """Whether any pool reserves a GPU or a share of one."""
+    return any(pool.gpus for pool in needed(config).values())
+
+
+def _gpu_memory_gb() -> float | None:
+    """GiB of this machine's first GPU; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None

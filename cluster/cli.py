@@ -1,4 +1,4 @@
-"""The command line: check, train, generate, report. Errors are one sentence and an exit code that is not 0."""
+"""The command line: check, train, generate, export, report. Errors are one sentence and an exit code other than 0."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 is success, 1 a failure, 2 a wrong call, 130 a run that was interrupted."""
     parser = _parser()
-    # argparse takes positional arguments up to the first option only; overrides may stand behind one, too.
+    # argparse takes positional arguments up to the first option only; overrides and runs may stand behind one, too.
     arguments, rest = parser.parse_known_args(argv)
-    if any(text.startswith("-") or "overrides" not in arguments for text in rest):
+    many = next((name for name in ("overrides", "runs") if name in arguments), None)
+    if rest and (many is None or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+    if many:
+        getattr(arguments, many).extend(rest)
     # Where the working directory is the project (ray job submit, make), rewards and data files are found from it.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -61,14 +62,22 @@ def _parser() -> argparse.ArgumentParser:
     rehearse.add_argument("--folder", default="runs/rehearsal", help="where all of it goes (default: runs/rehearsal)")
     rehearse.add_argument("--rows", type=int, default=16, help="prompts, of every task type in turn (default: 16)")
     rehearse.add_argument("--layout", choices=["hf", "original"], default="hf", help="of the Janus checkpoint")
-    report = commands.add_parser("report", help="Write the HTML report of a run folder.")
-    report.add_argument("run", help="run folder")
+    report = commands.add_parser("report", help="Write the HTML report of a run, or of several side by side.")
+    report.add_argument("runs", nargs="+", help="run folders; those of one config that differ in seed are overlaid")
+    report.add_argument("--out", help="file to write (default: report.html in the run's folder, or beside the first)")
     generate = commands.add_parser("generate", help="Draw pictures with a run's policy or a checkpoint.")
     generate.add_argument("source", help="run folder, or run config whose policy.checkpoint is to draw")
     generate.add_argument("prompts", nargs="+", help="prompts to draw")
     generate.add_argument("--out", default="pictures", help="folder for the pictures (default: pictures)")
     generate.add_argument("--members", type=int, default=1, help="pictures of each prompt (default: 1)")
     generate.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+    export = commands.add_parser("export", help="Write a run's policy or a checkpoint in either layout.")
+    export.add_argument("source", help="run folder, or folder of a Janus checkpoint")
+    export.add_argument("out", help="folder to write, new or empty")
+    export.add_argument(
+        "--to", required=True, choices=["hf", "original"], help="layout: transformers' own, or DeepSeek's"
+    )
+    export.add_argument("--base", help="original checkpoint to take what only its layout holds from (--to original)")
     return parser
 
 
@@ -111,6 +120,9 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         f"bicot: rehearsing [bold]{arguments.config}[/bold] with tiny random models in {arguments.folder}",
         soft_wrap=True,
     )
+    from cluster.worker import log_to
+
+    log_to(Path(arguments.folder) / "models.log")
     from cluster.rehearsal import rehearsal
 
     small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)
@@ -121,10 +133,11 @@ def _rehearse(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from cluster.report import write_report
+    from cluster.report import write_comparison, write_report
     from cluster.run_folder import RunFolder
 
-    path = write_report(RunFolder(arguments.run))
+    folders, out = [RunFolder(run) for run in arguments.runs], arguments.out
+    path = write_comparison(folders, out and Path(out)) if out or len(folders) > 1 else write_report(folders[0])
     print(path)  # noqa: T201 - the command's own output
     return 0
 
@@ -143,6 +156,22 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from cluster.console import own_console
+    from cluster.export import export
+
+    base = Path(arguments.base) if arguments.base else None
+    written = export(Path(arguments.source), Path(arguments.out), arguments.to, base)
+    console = own_console()
+    text = f"{arguments.out}: {written.tensors} tensors, {written.bytes / 1e9:.2f} GB, {arguments.to} layout"
+    console.print(text, markup=False, soft_wrap=True)
+    if written.left_out:
+        hint = "; --base FOLDER takes them from an original checkpoint" if arguments.to == "original" else ""
+        console.print(f"left out: {written.left_out}{hint}", markup=False, soft_wrap=True)
+    return 0
+
+
 _COMMANDS = {
-    "check": _check, "train": _train, "rehearse": _rehearse, "report": _report, "generate": _generate,
+    "check": _check, "train": _train, "rehearse": _rehearse, "generate": _generate, "report": _report,
+    "export": _export,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from rich.console import Console
 from cluster.check import require
 from cluster.config import RunConfig
 from cluster.console import RunDisplay, held_out_table
+from cluster.environment_facts import write_environment
 from cluster.errors import RunError, StageError, first_cause
 from cluster.loop import Progress
 from cluster.report import write_report
@@ -78,6 +79,7 @@ class _Job:
         began = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             system = await System.start(self.config, self.folder, self.display, stack, self.resume)
+            write_environment(self.folder)
             if system.telemetry.address:
                 self.display.say(
                     f"metrics at {system.telemetry.address}, logs in {os.path.relpath(self.folder.logs)}"

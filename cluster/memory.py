@@ -9,6 +9,7 @@ import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from cluster.config import RunConfig
+from learner.config import LoraConfig
 from policy.janus import is_trained
 
 GIB = 2**30
@@ -114,6 +115,41 @@ def _image(config: RunConfig, sizes: ModelSizes) -> Need:
     parts = {
         "weights": sizes.total * sizes.width,
         "KV cache up to": rows * tokens * sizes.slot,
-        "decoder about": 6 * decoded * pixels * janus.vq_config.base_channels * sizes.width,
+        "decoder about": 4 * decoded * pixels * janus.vq_config.base_channels * sizes.width,
     }
     return Need("image", pool.replicas, pool.gpus, parts)
+
+
+def _learner(config: RunConfig, sizes: ModelSizes) -> Need:
+    """Mixed-precision ZeRO: beside the weights float32 master weights and Adam's two moments."""
+    learner, width = config.learner, sizes.width
+    trained = _adapter(learner.lora, sizes.janus) if learner.lora else sizes.trained
+    stage = max(learner.zero_stage, 1) if width == 2 else learner.zero_stage
+    apart = learner.ranks if stage == 3 else 1
+    has_copy = learner.objective.beta and not learner.lora  # an adapter switched off is the reference
+    parts = {
+        "weights": (sizes.total + (trained if learner.lora else 0)) * width / apart,
+        "reference": sizes.trained * width / apart if has_copy else 0.0,
+        "gradients": trained * 4 / (learner.ranks if stage >= 2 else 1),
+        "optimizer": trained * (8 + (4 if width == 2 else 0)) / (learner.ranks if stage >= 1 else 1),
+        "activations about": _activations(config, sizes),
+    }
+    return Need("learner", learner.ranks, learner.gpus, parts)
+
+
+def _adapter(lora: LoraConfig, janus: JanusConfig) -> int:
+    """Parameters of a LoRA adapter: rank x (inputs + outputs) for each linear layer that has it."""
+    text = janus.text_config
+    hidden, kv = text.hidden_size, text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    ends = {"q": 2 * hidden, "k": hidden + kv, "v": hidden + kv, "o": 2 * hidden}
+    total = sum(ends.get(target.removesuffix("_proj"), hidden + text.intermediate_size) for target in lora.targets)
+    return lora.rank * total * int(text.num_hidden_layers)
+
+
+def _activations(config: RunConfig, sizes: ModelSizes) -> float:
+    """What one micro-batch keeps for its backward pass, and a chunk of logits."""
+    text = sizes.janus.text_config
+    layer = 32 * text.hidden_size + 4 * sizes.width * text.intermediate_size
+    layers, kept = text.num_hidden_layers, sizes.width * text.hidden_size
+    token = layer + layers * kept if config.learner.gradient_checkpointing else layers * layer
+    return float(config.learner.micro_batch_tokens * token + 6 * 4 * 2**25)

@@ -1,7 +1,7 @@
 """`bicot rehearse`: a run config on this machine's CPU, with tiny random models in the place of its checkpoints.
 
-Everything else is as it will be: checkpoint layouts, templates, data, every reward and its service, guidance, objective,
-ZeRO stage, LoRA. What breaks here would have broken on the cluster, after its models had loaded.
+Everything else is as it will be: checkpoint layouts, templates, data, every reward and its service, guidance,
+objective, ZeRO stage, LoRA. What breaks here would have broken on the cluster, after its models had loaded.
 """
 
 from __future__ import annotations

@@ -1,32 +1,24 @@
-"""The HTML report of a run folder: one self-contained file that opens offline."""
+"""The HTML report of one run or of several: a self-contained file that opens offline."""
 
 from __future__ import annotations
 
-import base64
-import json
-from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from cluster.chart import Chart
-from cluster.errors import RunError
-from cluster.run_folder import RunFolder, read_json_lines, write_atomically
+from cluster.chart import style
+from cluster.report_curves import held_out_topics, step_topics, task_topics, window
+from cluster.report_runs import ReportRun, Spread, differences, group_runs, read_runs
+from cluster.report_samples import compared_cots, fixed_prompts, mean_lengths
+from cluster.report_tables import environment_table, held_out_table, run_rows, timing
+from cluster.run_folder import RunFolder, write_atomically
 
-_CHARTS = (
-    ("Reward", "mean of each reward over the step's pictures", ("reward/",)),
-    ("KL to the reference", "k3 estimate per token, nats", ("kl", "kl/")),
-    ("Entropy", "of the next token, nats", ("entropy/",)),
-    ("Length of the semantic CoT", "tokens", ("cot/tokens",)),
-    ("Clipped share", "of the tokens", ("clip_fraction/",)),
-    ("Gradient norm", "before clipping", ("grad_norm",)),
-    ("Groups without signal", "share of groups whose members all got the same reward", ("zero_spread/",)),
-    ("Diversity", "share of image tokens that differ within a group", ("diversity/",)),
-    ("Staleness", "weight versions between sampling and training", ("staleness/",)),
-    ("Seconds of a step", "by phase of the learner; waiting for rollout is idle learner time", ("seconds/",)),
-)
-"""Title, note, and the metrics by name or by prefix (ending in '/')."""
+_NAMES_IN_FILE = 4
+_LONG = 120
+"""Characters of a config value in a table."""
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -35,83 +27,73 @@ def write_report(folder: RunFolder) -> Path:
     Raises:
         RunError: the folder holds no run.
     """
-    if not folder.config.is_file():
-        raise RunError(f"{folder.path} holds no run (no {folder.config.name})")
-    rows = read_json_lines(folder.metrics)
-    held_out = read_json_lines(folder.held_out)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    html = environment.get_template("report.html.j2").render(
-        name=folder.path.name,
-        summary=json.loads(folder.summary.read_text("utf-8")) if folder.summary.is_file() else None,
-        steps=int(rows[-1]["step"]) if rows else 0,
-        seconds=sum(row["seconds/step"] for row in rows),
-        scores=_before_and_after(held_out),
-        charts=[*_held_out_charts(held_out), *_step_charts(rows)],
-        pairs=_pairs(folder),
-        config=folder.config.read_text("utf-8"),
-    )
-    write_atomically(folder.report, html)
+    write_atomically(folder.report, report_html(read_runs([folder])))
     return folder.report
 
 
-def _before_and_after(held_out: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Scores of the first and the last test scoring (of dev where there is no test)."""
-    for split in ("test", "dev"):
-        rows = [row for row in held_out if row["split"] == split]
-        if rows:
-            families = [*(name for name in rows[0]["scores"] if name != "all"), "all"]
-            return {
-                "split": split, "first": rows[0]["step"], "last": rows[-1]["step"],
-                "rows": [(name, rows[0]["scores"][name], rows[-1]["scores"][name]) for name in families],
-            }  # fmt: skip
-    return None
+def write_comparison(folders: Sequence[RunFolder], out: Path | None = None) -> Path:
+    """Write one report of several runs to `out`, or beside the first run's folder.
+
+    Raises:
+        RunError: a folder holds no run, or the same one is given twice.
+    """
+    html = report_html(read_runs(folders))
+    if out is None:
+        names = [folder.path.name for folder in folders]
+        more = [f"and-{len(names) - _NAMES_IN_FILE}-more"] if len(names) > _NAMES_IN_FILE else []
+        out = folders[0].path.parent / f"report-{'-'.join(names[:_NAMES_IN_FILE] + more)}.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, html)
+    return out
 
 
-def _held_out_charts(held_out: list[dict[str, Any]]) -> list[Chart]:
-    charts = []
-    for split in ("dev", "test"):
-        lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for row in held_out:
-            if row["split"] == split:
-                for family, score in row["scores"].items():
-                    lines[family].append((row["step"], score))
-        if len(lines.get("all", [])) > 2:
-            charts.append(Chart(f"Held-out {split}", lines, "by family; mean of the held-out metric"))
-    return charts
+def report_html(runs: Sequence[ReportRun]) -> str:
+    """The page: runs whose configs differ in the seed only are one group, groups stand side by side."""
+    groups = group_runs(runs)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals["style"] = style
+    environment.filters |= {"spread": _spread, "plain": _plain}
+    table = held_out_table(groups)
+    rows = run_rows(groups, table.split if table else None)
+    prompts = {split: fixed_prompts(runs, split) for split in ("dev", "test")}
+    cots = compared_cots(prompts["test"]) or compared_cots(prompts["dev"])
+    return environment.get_template("report.html.j2").render(
+        name=", ".join(run.name for run in runs),
+        runs=runs,
+        groups=groups,
+        metric=runs[0].metric,
+        run_rows=rows,
+        reward_names=list(dict.fromkeys(reward for row in rows for reward in row.rewards)),
+        differences=differences(groups),
+        held_out=table,
+        held_out_topics=held_out_topics(groups),
+        step_topics=step_topics(groups),
+        task_topics=task_topics(groups),
+        window=window(groups),
+        prompts=prompts,
+        cots=cots,
+        cot_lengths=mean_lengths(cots, runs),
+        timings=[one for group in groups if (one := timing(group))],
+        environment=environment_table(runs),
+    )
 
 
-def _step_charts(rows: list[dict[str, Any]]) -> list[Chart]:
-    charts = []
-    for title, note, wanted in _CHARTS:
-        lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for row in rows:
-            for name, value in row.items():
-                if any(name == one or (one.endswith("/") and name.startswith(one)) for one in wanted):
-                    lines[name].append((row["step"], value))
-        if lines:
-            charts.append(Chart(title, lines, note))
-    return charts
+def _spread(value: Spread | None, form: str = "%.3f") -> Markup:
+    """A mean; the range under it, where there are different values."""
+    if value is None:
+        return Markup("–")
+    low, high = form % value.low, form % value.high
+    return Markup(form % value.mean + (f" <small>{low}..{high}</small>" if low != high else ""))
 
 
-def _pairs(folder: RunFolder) -> list[dict[str, Any]]:
-    """The same held-out prompts and seeds at the first and the last scoring."""
-    for split in ("test", "dev"):
-        files = sorted(folder.samples.glob(f"{split}-*.json"))
-        if files:
-            first, last = (json.loads(file.read_text("utf-8")) for file in (files[0], files[-1]))
-            after = {sample["prompt"]: sample for sample in last["samples"]}
-            return [
-                {"prompt": one["prompt"], "family": one["family"],
-                 "sides": [(first["step"], _shown(folder, one)),
-                           (last["step"], _shown(folder, after[one["prompt"]]))]}
-                for one in first["samples"] if one["prompt"] in after
-            ]  # fmt: skip
-    return []
-
-
-def _shown(folder: RunFolder, sample: dict[str, Any]) -> dict[str, Any]:
-    png = (folder.samples / sample["png"]).read_bytes()
-    return {**sample, "data": "data:image/png;base64," + base64.b64encode(png).decode()}
+def _plain(value: Any) -> str:
+    """A config value in a table."""
+    if value is None:
+        return "–"
+    if value and isinstance(value, dict):
+        value = ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _LONG else text[:_LONG] + "…"

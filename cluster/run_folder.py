@@ -28,6 +28,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.held_out = self.path / "held_out.jsonl"
         self.summary = self.path / "summary.json"
+        self.environment = self.path / "environment.json"
         self.report = self.path / "report.html"
         self.policy = self.path / "policy"
         self.targets = self.path / "targets.json"
@@ -93,7 +94,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

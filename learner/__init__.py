@@ -4,10 +4,13 @@ core   advantages   rewards of a group to advantages        objective   ratio, c
        batching     rows to balanced micro-batches          schedule    learning rate over the steps
        config       settings; imports no torch
 shell  engine       DeepSpeed steps on N ranks              zero          how DeepSpeed is set up
+       loading      the engine of a checkpoint, in parts    scorer        the module that it wraps
+       adapter      LoRA: what trains instead of weights    export        the policy, tensor by tensor
        checkpoint   everything a run is resumed from        process_group rendezvous with deadlines
        actor        LearnerRank, which a Ray actor hosts
 
 Gotchas: nearly every method of the engine is a collective, so an error on one rank leaves the others waiting until
 their deadline. Losses are sums that the engine divides by the tokens of the whole batch: never take a mean over a
-micro-batch. The reference policy is what the policy's checkpoint holds, also after a resume.
+micro-batch. The reference policy is what the policy's checkpoint holds, also after a resume; with LoRA it is the
+model without its adapter, and no second copy of it.
 """

@@ -14,9 +14,9 @@ from torch.distributed import DistError
 from learner import checkpoint
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
+from learner.loading import load_engine
 from learner.process_group import Endpoint, Rendezvous, join
 from policy.config import PolicyConfig
-from policy.janus import load_policy
 from transport.buffer import TrajectoryBuffer
 from transport.config import BufferConfig, WeightsConfig
 from transport.trajectory import TrajectoryGroup
@@ -53,22 +53,18 @@ class LearnerRank:
         rank: int,
         ranks: int,
     ) -> None:
-        """Load the policy; `buffer.url` has to be given, and `run` names the buffer in it.
+        """`buffer.url` has to be given, and `run` names the buffer in it.
 
         The learning rate falls, where it does, to 0 at `total_steps`.
-
-        Raises:
-            CheckpointError: the policy's checkpoint cannot be used.
         """
         torch.set_num_threads(learner.threads)
         if buffer.url is None:
             raise LearnerError("buffer.url: the learner needs the address of the run's Redis")
         self._settings = learner
         self._rank, self._ranks = rank, ranks
-        self._trained = policy.trained
+        self._policy = policy
         self._reward_weights = reward_weights
         self._total_steps = total_steps
-        self._policy = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
         self._buffer = TrajectoryBuffer(buffer.url, run, buffer.capacity, reconnect_s=buffer.reconnect_s)
         self._publisher = ObjectStorePublisher(weights.bucket_mb)
         self._rendezvous: Rendezvous | None = None
@@ -87,13 +83,15 @@ class LearnerRank:
         return self._rendezvous.endpoint
 
     def setup(self, endpoint: Endpoint) -> None:
-        """Meet the other ranks and build the engine; a collective.
+        """Meet the other ranks, load the policy and build the engine; a collective.
 
         Raises:
             RendezvousError: a rank is missing when the deadline has passed.
+            CheckpointError: the policy's checkpoint cannot be used.
         """
         join(self._rank, self._ranks, endpoint, self._rendezvous, self._settings.deadline_s)
-        self._joined = LearnerEngine(self._policy, self._trained, self._settings, self._total_steps)
+        with self._together("loading the policy"):
+            self._joined = load_engine(self._policy, self._settings, self._total_steps)
 
     def claim(self, groups: int, deadline_s: float) -> list[str]:
         """Rank 0: entry ids of the next `groups` groups of the buffer, ours until acknowledged.

@@ -124,8 +124,8 @@ def load(engine: LearnerEngine, path: str | Path) -> dict[str, Any]:
     path = Path(path)
     state = read_state(path)
     for key, value in _layout(engine).items():
-        if state[key] != value:
-            told = "other tensors" if key == "trained" else f"{key} {state[key]}, this run has {value}"
+        if state.get(key) != value:
+            told = "other tensors" if key == "trained" else f"{key} {state.get(key)}, this run has {value}"
             raise CheckpointError(f"checkpoint {path / 'state.json'} does not fit: it holds {told}")
     _check_bytes(engine, [path / name for name in state["files"] if name.endswith(".pt")])
     loaded, _ = engine.engine.load_checkpoint(str(path), tag=_ENGINE, load_module_strict=False)
@@ -147,7 +147,12 @@ def _check_bytes(engine: LearnerEngine, files: list[Path]) -> None:
 
 def _layout(engine: LearnerEngine) -> dict[str, Any]:
     """What has to agree between a checkpoint and the run that loads it."""
-    return {"ranks": engine.ranks, "zero_stage": engine.config.zero_stage, "trained": engine.trained_shapes()}
+    return {
+        "ranks": engine.ranks,
+        "zero_stage": engine.config.zero_stage,
+        "trained": engine.trained_shapes(),
+        "adapter_scale": engine.adapter_scale,
+    }
 
 
 def _random_states() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -63,6 +63,33 @@ class OptimizerConfig(_Config):
         return self
 
 
+Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraConfig(_Config):
+    """A LoRA adapter on the language model's linear layers; all else is frozen, embeddings and lm_head too."""
+
+    rank: int = Field(default=32, ge=1, description="Rank of the adapter's matrices.")
+    alpha: float = Field(default=64.0, gt=0, description="The adapter's product is multiplied by alpha / rank.")
+    dropout: float = Field(
+        default=0.0, description="Only 0: with dropout the policy that trains is not the one that was sampled."
+    )
+    targets: tuple[Linear, ...] = Field(
+        default=get_args(Linear), min_length=1, description="Linear layers of every decoder layer that get it."
+    )
+
+    @model_validator(mode="after")
+    def _exact(self) -> LoraConfig:
+        if self.dropout:
+            raise ValueError(
+                f"dropout must be 0, got {self.dropout:g}: with it the policy that trains is not the one that was "
+                "sampled, and the ratio of log-probs is noise"
+            )
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets names a layer twice: {', '.join(self.targets)}")
+        return self
+
+
 class LearnerConfig(_Config):
     """The learner pool: ranks, memory and waiting."""
 
@@ -75,6 +102,9 @@ class LearnerConfig(_Config):
     )
     zero_persistence: int = Field(
         default=100_000, ge=0, description="ZeRO 3: tensors of up to this many elements stay whole on every rank."
+    )
+    lora: LoraConfig | None = Field(
+        default=None, description="Train a LoRA adapter instead of the weights; null: train what policy.trained says."
     )
     gradient_checkpointing: bool = Field(default=False, description="Recompute layers in the backward pass.")
     micro_batch_tokens: int = Field(

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,12 +24,18 @@ from transformers import JanusForConditionalGeneration
 from learner.advantages import GroupAdvantages, group_advantages
 from learner.batching import SEGMENTS, BatchPlan, MicroBatch, Segment, plan_batch, training_rows
 from learner.config import LearnerConfig
+from learner.export import export_policy
 from learner.mfu import MfuMeter
 from learner.objective import SegmentStats, segment_loss
+from learner.scorer import SegmentScorer, checkpoint_layers, heads
 from learner.zero import frozen_engine, gathered, train_engine, whole_shape
-from policy.janus import Policy, save_policy, trained_parameters
-from policy.scoring import Distribution, Scorer, ScoreRows
+from policy.janus import Policy, trained_parameters
+from policy.lora import SCALE
+from policy.scoring import ScoreRows
 from transport.trajectory import TrajectoryGroup
+
+if TYPE_CHECKING:
+    from learner.adapter import TrainedAdapter
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +46,18 @@ class LearnerEngine:
     Every method that is not marked otherwise is a collective: all ranks call it, with the same arguments.
     """
 
-    def __init__(self, policy: Policy, trained: str, config: LearnerConfig, total_steps: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        trained: str,
+        config: LearnerConfig,
+        total_steps: int,
+        reference: JanusForConditionalGeneration | None = None,
+    ) -> None:
         """Take over `policy` (its weights become this engine's); `trained` as in `PolicyConfig.trained`.
 
-        The reference policy is a frozen copy of the weights that `policy` has now.
+        `reference` is the frozen reference policy, where it cannot be a copy of the weights that `policy` has now:
+        where ranks have parts of them (`learner.loading`).
         """
         self.config = config
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
@@ -51,22 +66,24 @@ class LearnerEngine:
         self._seconds: dict[str, float] = defaultdict(float)
         model = policy.model.requires_grad_(False)
         # The reference is made first: it must not see DeepSpeed's hooks, nor gradients.
-        reference = self._copy(model) if config.objective.beta > 0 else None
-        parameters = trained_parameters(model, trained)
+        if reference is None and needs_reference(config):
+            reference = self._copy(model)
+        self._adapter = _adapter(model, trained, config)
+        parameters = self._parameters()
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         beta = config.objective.beta
         self._mfu = MfuMeter(model.model.language_model.layers, beta > 0, config.peak_tflops)
         if config.gradient_checkpointing:
-            _checkpoint_layers(model)
-        scorer = _SegmentScorer(model, policy.layout)
-        self.engine = train_engine(scorer, list(parameters.values()), _heads(scorer), config, total_steps)
-        self._reference = None
+            checkpoint_layers(model)
+        scorer = SegmentScorer(model, policy.layout)
+        self.engine = train_engine(scorer, list(parameters.values()), heads(scorer), config, total_steps)
+        self._reference: torch.nn.Module | None = None
         if reference is not None:
-            frozen = _SegmentScorer(reference, policy.layout)
-            self._reference = frozen_engine(frozen, _heads(frozen), config)
+            frozen = SegmentScorer(reference, policy.layout)
+            self._reference = frozen_engine(frozen, heads(frozen), config)
         size = sum(math.prod(shape) for shape in self.trained_shapes().values())
-        kept = "no reference policy" if reference is None else "a frozen reference policy"
+        kept = "a frozen reference policy" if config.objective.beta > 0 else "no reference policy"
         log.info(
             "rank %d of %d trains %d parameters under ZeRO %d, with %s",
             self.rank,
@@ -117,10 +134,7 @@ class LearnerEngine:
         """Forward and backward pass of one micro-batch; leaves its gradient in DeepSpeed's hands."""
         objective = self.config.objective
         rows, segment = batch.score_rows(), batch.kind.segment
-        reference: Tensor | None = None
-        if self._reference is not None:
-            with self._clock("reference"), torch.no_grad():
-                reference, _ = self._reference(rows, objective.distribution)
+        reference = self._reference_logprobs(rows)
         with self._clock("score"):
             logprobs, entropy = self.engine(rows, objective.distribution)
             loss, stats = segment_loss(
@@ -137,6 +151,20 @@ class LearnerEngine:
             scale = 0.0 if batch.filler else self.ranks / batch_tokens
             self.engine.backward(loss * scale, scale_wrt_gas=False)
         return stats
+
+    def _reference_logprobs(self, rows: ScoreRows) -> Tensor | None:
+        """Log-probs [sum of T_i] of the reference policy: of its own model, or of this one without its adapter."""
+        objective = self.config.objective
+        if objective.beta == 0:
+            return None
+        with self._clock("reference"), torch.no_grad():
+            if self._adapter is not None:
+                with self._adapter.off():
+                    logprobs, _ = self.engine.module(rows, objective.distribution)
+            else:
+                assert self._reference is not None
+                logprobs, _ = self._reference(rows, objective.distribution)
+        return logprobs
 
     def _sum_over_ranks(self, totals: dict[Segment, SegmentStats]) -> dict[Segment, SegmentStats]:
         fields = SegmentStats.__slots__
@@ -169,32 +197,41 @@ class LearnerEngine:
         }
         for segment, stats in totals.items():
             if stats.tokens:
-                metrics |= {f"{name}/{segment}": value for name, value in _segment_metrics(stats).items()}
+                metrics |= {f"{name}/{segment}": value for name, value in stats.per_token().items()}
         metrics |= self._mfu.measure(plan, sum(self._seconds.values()))
         return metrics | {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
 
     def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """`(state-dict name, whole tensor)` of all that trains, in the model's order.
+        """`(name, whole tensor)` of all that trains, in the model's order: what is published.
 
+        The names are those of the state dict, or those of an adapter (`policy.lora`), whose scale comes first.
         Under ZeRO 3 every rank has to iterate to the end; a tensor is whole only until the next one is asked for.
         """
+        if self._adapter is not None:
+            yield SCALE, torch.tensor([self._adapter.scale], dtype=torch.float64)
         for name, parameter in self._parameters().items():
             with gathered([parameter], self.config.zero_stage):
                 yield name, parameter.detach()
 
     def trained_shapes(self) -> dict[str, list[int]]:
-        """Shape of every trained tensor, by state-dict name; not a collective."""
+        """Shape of every trained tensor, by the name that it is published under; not a collective."""
         return {name: list(whole_shape(parameter)) for name, parameter in self._parameters().items()}
 
     def export(self, folder: str | Path) -> None:
-        """Write the policy as a checkpoint in the Hugging Face layout, which `load_policy` reads; rank 0 writes."""
-        model = self._policy.model
-        with gathered(list(model.parameters()), self.config.zero_stage):
-            if self.rank == 0:
-                save_policy(model, self._policy.tokenizer, folder)
-        dist.barrier()
+        """Write the policy as a checkpoint in the Hugging Face layout, which `load_policy` reads; rank 0 writes.
+
+        An adapter is merged into its weights, and written beside them in peft's format, in the folder `adapter`.
+        """
+        export_policy(self._policy, self._adapter, self.config.zero_stage, Path(folder))
+
+    @property
+    def adapter_scale(self) -> float | None:
+        """What the adapter's product is multiplied by; None where all weights train. Not a collective."""
+        return self._adapter.scale if self._adapter is not None else None
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        if self._adapter is not None:
+            return self._adapter.parameters()
         return trained_parameters(self._policy.model, self._trained)
 
     def _copy(self, model: JanusForConditionalGeneration) -> JanusForConditionalGeneration:
@@ -212,43 +249,16 @@ class LearnerEngine:
         self._seconds[phase] += time.perf_counter() - started
 
 
-class _SegmentScorer(Scorer):
-    """A scorer of rows of one segment, whose forward pass returns tensors: ZeRO 3 sees no others."""
-
-    def forward(self, rows: ScoreRows, distribution: Distribution = "guided") -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Log-probs and entropy [sum of T_i]."""
-        scores = super().forward(rows, distribution)
-        part = scores.text or scores.image
-        assert part is not None
-        return part.logprobs, part.entropy
+def needs_reference(config: LearnerConfig) -> bool:
+    """Whether a reference policy is kept in a model of its own: an adapter that is switched off leaves it."""
+    return config.objective.beta > 0 and config.lora is None
 
 
-def _heads(scorer: Scorer) -> list[torch.nn.Parameter]:
-    return [*scorer.model.lm_head.parameters(), *scorer.model.model.generation_head.parameters()]
+def _adapter(model: JanusForConditionalGeneration, trained: str, config: LearnerConfig) -> TrainedAdapter | None:
+    if config.lora is None:
+        return None
+    if trained != "language_model":
+        raise ValueError(f"learner.lora trains the language model alone: policy.trained must not be {trained}")
+    from learner.adapter import TrainedAdapter  # peft takes seconds to import
 
-
-def _checkpoint_layers(model: JanusForConditionalGeneration) -> None:
-    """Recompute the language model's layers in the backward pass.
-
-    transformers does so in training mode only, which would switch dropout on; but the policy that is trained has to
-    be the one that was sampled, so dropout goes.
-    """
-    language_model = model.model.language_model
-    for layer in language_model.layers:
-        layer.self_attn.attention_dropout = 0.0
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    language_model.train()
-
-
-def _segment_metrics(stats: SegmentStats) -> dict[str, float]:
-    tokens = stats.tokens.item()
-    return {
-        "tokens": tokens,
-        "kl": stats.reference_kl.item() / tokens,
-        "behaviour_kl": stats.behaviour_kl.item() / tokens,
-        "entropy": stats.entropy.item() / tokens,
-        "clip_fraction": stats.clipped.item() / tokens,
-        "ratio_mean": stats.ratio.item() / tokens,
-        "ratio_max": stats.ratio_max.item(),
-        "logprob_gap_max": stats.gap_max.item(),
-    }
+    return TrainedAdapter(model, config.lora)

@@ -42,6 +42,20 @@ class SegmentStats:
         """The statistics of no token."""
         return cls(*torch.zeros(len(fields(cls)), dtype=torch.float64, device=device))
 
+    def per_token(self) -> dict[str, float]:
+        """Means over the tokens, by the names of the metrics; of one token at least."""
+        tokens = self.tokens.item()
+        return {
+            "tokens": tokens,
+            "kl": self.reference_kl.item() / tokens,
+            "behaviour_kl": self.behaviour_kl.item() / tokens,
+            "entropy": self.entropy.item() / tokens,
+            "clip_fraction": self.clipped.item() / tokens,
+            "ratio_mean": self.ratio.item() / tokens,
+            "ratio_max": self.ratio_max.item(),
+            "logprob_gap_max": self.gap_max.item(),
+        }
+
     def __add__(self, other: SegmentStats) -> SegmentStats:
         sums = [getattr(self, name) + getattr(other, name) for name in SUMS]
         return SegmentStats(*sums, *(torch.maximum(getattr(self, name), getattr(other, name)) for name in MAXIMA))

@@ -7,15 +7,17 @@ first step (and waits for ever for the lock of a compilation that was killed), u
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 # Ray shows each learner rank only its own GPU.
@@ -56,7 +58,7 @@ def train_engine(
         model_parameters=trained,
         optimizer=optimizer,
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
-        config=_settings(trained, config) | {"managed_gradient_accumulation": False},
+        config=_settings(trained[0].dtype, _elements(trained), config) | {"managed_gradient_accumulation": False},
     )
     if engine.optimizer is optimizer:
         _clip_before_step(engine, optimizer, trained, settings.grad_norm)
@@ -69,13 +71,27 @@ def frozen_engine(module: nn.Module, heads: Iterable[nn.Parameter], config: Lear
     """The frozen reference: partitioned over the ranks under ZeRO 3, as it is elsewhere."""
     if config.zero_stage != 3:
         return module
-    engine, *_ = deepspeed.initialize(model=module, config=_settings(list(module.parameters()), config))
+    parameters = list(module.parameters())
+    settings = _settings(parameters[0].dtype, _elements(parameters), config)
+    engine, *_ = deepspeed.initialize(model=module, config=settings)
     _keep_whole(engine.optimizer, heads)
     return engine
 
 
-def gathered(parameters: list[nn.Parameter], stage: int) -> AbstractContextManager[Any]:
-    """Whole parameters inside the context, to be read; a collective under ZeRO 3, nothing elsewhere."""
+def partitioned(dtype: torch.dtype, config: LearnerConfig) -> AbstractContextManager[Any]:
+    """Under it, modules keep a part of each parameter on each rank from the moment they are made; a collective."""
+    return deepspeed.zero.Init(config_dict_or_path=_settings(dtype, 1, config))
+
+
+def fill(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
+    """Give every rank its part of the tensor that rank 0 reads; a collective."""
+    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if dist.get_rank() == 0:
+            parameter.copy_(read())
+
+
+def gathered(parameters: Sequence[Tensor], stage: int) -> AbstractContextManager[Any]:
+    """Whole parameters inside the context, to be read; a collective under ZeRO 3, else nothing."""
     return deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3)
 
 
@@ -84,9 +100,13 @@ def whole_shape(parameter: Any) -> torch.Size:
     return torch.Size(parameter.ds_shape) if hasattr(parameter, "ds_shape") else parameter.shape
 
 
-def _settings(parameters: list[nn.Parameter], config: LearnerConfig) -> dict[str, Any]:
-    half = parameters[0].dtype == torch.bfloat16
-    elements = sum(parameter.numel() for parameter in parameters)
+def _elements(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(math.prod(whole_shape(parameter)) for parameter in parameters)
+
+
+def _settings(dtype: torch.dtype, elements: int, config: LearnerConfig) -> dict[str, Any]:
+    """`elements` are those that are reduced, or gathered, at a step."""
+    half = dtype == torch.bfloat16
     # bfloat16 weights are trained through float32 master weights, which DeepSpeed keeps from stage 1 on.
     stage = max(config.zero_stage, 1) if half else config.zero_stage
     settings: dict[str, Any] = {

@@ -17,7 +17,7 @@ class Templates(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    system: str = Field("", description="System text before the first turn; empty for none.")
+    system: str = Field("", description="System text before the turn of stage 1; empty for none.")
     instruction: str = Field(INSTRUCTION, description="User text of stage 1, with a {prompt} slot.")
     image: str = Field("{prompt}. {cot}", description="User text of stage 2, with {prompt} and {cot} slots.")
     chat: str = Field(
@@ -41,7 +41,7 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: str = Field(description="Folder of a Janus checkpoint in the Hugging Face layout.")
+    checkpoint: str = Field(description="Folder of a Janus checkpoint, in the Hugging Face or the original layout.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Number format of the weights.")
     trained: Literal["language_model", "generation"] = Field(
         "language_model",

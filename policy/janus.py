@@ -1,24 +1,26 @@
-"""Loading, saving and making a Janus policy."""
+"""Loading and saving a Janus policy."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers  # its model classes are imported when they are first named, which takes seconds
-from safetensors import SafetensorError
 from torch.nn import Parameter
+from transformers.initialization import no_init_weights
 
-from policy.config import PolicyConfig
-from policy.tokens import PromptBuilder, TokenizerError, TokenLayout
+from policy.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from policy.config import PolicyConfig, Templates
+from policy.errors import CheckpointError as CheckpointError
+from policy.export import save_hf
+from policy.tokens import PromptBuilder, TokenizerError, TokenLayout, check_markers
 
 _GENERATION = ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head.")
 _LANGUAGE = ("model.language_model.", "lm_head.")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the folder or file and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +33,65 @@ class Policy:
     prompts: PromptBuilder
 
 
-def check_checkpoint(folder: str | Path) -> transformers.JanusConfig:
-    """Read a checkpoint's config without its weights.
+def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> transformers.JanusConfig:
+    """A checkpoint's config, in either layout, after a look at its files that reads no weights.
 
     Raises:
-        CheckpointError: the folder is missing, incomplete, or not a Janus checkpoint.
+        CheckpointError: as `open_checkpoint`, or the tokenizer is missing or lacks special tokens, those of
+            `templates` among them.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"policy.checkpoint: {folder} is not a folder; give the folder of a Janus checkpoint")
-    for name, patterns in {
-        "config.json": ["config.json"],
-        "weights": ["*.safetensors"],
-        "a tokenizer": ["tokenizer.json"],
-    }.items():
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            raise CheckpointError(f"policy.checkpoint: {folder} holds no {' or '.join(patterns)} ({name})")
+    with _told_as_setting(folder):
+        return _open(folder, templates)[0].config
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> transformers.JanusForConditionalGeneration:
+    """The checkpoint's model in eval mode, made on the device and filled tensor by tensor."""
+    model = empty_model(checkpoint, dtype)
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, device=device)
+    state = model.to(device).state_dict()
+    for name, tensor in checkpoint.tensors():
+        state[name].copy_(tensor)
+    return model
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> transformers.JanusForConditionalGeneration:
+    """The checkpoint's model in eval mode, its weights memory that nobody has written to."""
+    config = copy.deepcopy(checkpoint.config)
+    for part in (config, config.text_config, config.vision_config, config.vq_config):
+        part.dtype = dtype  # or the parts would be made in the number format that the checkpoint was saved in
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        config = transformers.JanusConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"policy.checkpoint: {folder / 'config.json'} cannot be read: {error}") from error
-    if config.model_type != "janus":
-        raise CheckpointError(f"policy.checkpoint: {folder} holds a {config.model_type} model, not janus")
-    return config
+        with no_init_weights():  # on the CPU, for the same rotary frequencies everywhere; weights stay untouched
+            model = transformers.JanusForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(checkpoint.folder)
+    return model.eval()
 
 
-def load_policy(config: PolicyConfig, device: str | torch.device = "cpu") -> Policy:
-    """Load a Janus checkpoint in the Hugging Face layout, in eval mode.
+def load_policy(
+    config: PolicyConfig,
+    device: str | torch.device = "cpu",
+    load: Callable[
+        [Checkpoint, torch.dtype, str | torch.device], transformers.JanusForConditionalGeneration
+    ] = load_model,
+) -> Policy:
+    """Load a Janus checkpoint of either layout, in eval mode, in the number format of the config.
+
+    The model is made on the device and filled tensor by tensor, so that memory holds it once, and one tensor; `load`
+    may do it in another way.
 
     Raises:
-        CheckpointError: as `check_checkpoint`, or weights or special tokens are missing.
+        CheckpointError: as `check_checkpoint`, or weights cannot be read.
     """
-    folder = Path(config.checkpoint)
-    check_checkpoint(folder)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, info = transformers.JanusForConditionalGeneration.from_pretrained(
-            folder, dtype=getattr(torch, config.dtype), local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"policy.checkpoint: {folder} cannot be loaded: {error}") from error
-    wrong = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]))
-    if wrong:
-        raise CheckpointError(f"policy.checkpoint: {folder}: {len(wrong)} tensors do not fit: {', '.join(wrong[:5])}")
-    try:
-        return make_policy(model.to(device), tokenizer, config)
-    except TokenizerError as error:
-        raise CheckpointError(f"policy.checkpoint: {folder}: {error}") from error
+    with _told_as_setting(config.checkpoint):
+        checkpoint, tokenizer = _open(config.checkpoint, config.templates)
+        return make_policy(load(checkpoint, getattr(torch, config.dtype), device), tokenizer, config)
 
 
 def make_policy(
@@ -95,9 +109,8 @@ def save_policy(
     tokenizer: transformers.PreTrainedTokenizerBase,
     folder: str | Path,
 ) -> None:
-    """Write a checkpoint in the Hugging Face layout, in the model's number format."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write a checkpoint in the Hugging Face layout, in the model's number format; beyond 5 GB in shards."""
+    save_hf(model, tokenizer, folder)
 
 
 def is_trained(name: str, trained: str) -> bool:
@@ -110,49 +123,21 @@ def trained_parameters(model: transformers.JanusForConditionalGeneration, traine
     return {name: value for name, value in model.named_parameters() if is_trained(name, trained)}
 
 
-def tiny_janus(
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    *,
-    hidden: int = 128,
-    layers: int = 4,
-    heads: int = 4,
-    kv_heads: int | None = None,
-    intermediate: int | None = None,
-    positions: int = 512,
-    image_vocab: int = 256,
-    image_size: int = 48,
-    vq_channels: int = 32,
-    vq_multipliers: tuple[int, ...] = (1, 1, 2, 2),
-) -> transformers.JanusForConditionalGeneration:
-    """A randomly initialised Janus of the true architecture, as small as asked for, with an untied lm_head.
+def _open(folder: str | Path, templates: Templates | None) -> tuple[Checkpoint, transformers.PreTrainedTokenizerBase]:
+    """The checkpoint and its tokenizer, once they fit one another and the templates."""
+    checkpoint, tokenizer = open_checkpoint(folder), load_tokenizer(folder)
+    TokenLayout.of(tokenizer, checkpoint.config)
+    if templates:
+        check_markers(tokenizer, templates)
+    return checkpoint, tokenizer
 
-    A picture has (image_size / 2^(len(vq_multipliers) - 1))² tokens; VQ channels come in multiples of 32.
-    """
-    patch = 2 ** (len(vq_multipliers) - 1)
-    config = transformers.JanusConfig(
-        text_config=transformers.LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads or heads,
-            intermediate_size=intermediate or hidden * 8 // 3 // 32 * 32,
-            max_position_embeddings=positions,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            tie_word_embeddings=False,
-        ),
-        vision_config=transformers.JanusVisionConfig(
-            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=image_size, patch_size=patch,
-            projection_dim=hidden, num_image_tokens=(image_size // patch) ** 2,
-        ),
-        vq_config=transformers.JanusVQVAEConfig(
-            embed_dim=8, num_embeddings=image_vocab, latent_channels=vq_channels, base_channels=vq_channels,
-            channel_multiplier=list(vq_multipliers), num_res_blocks=1, projection_dim=hidden,
-            image_token_embed_dim=hidden,
-        ),
-        image_token_id=tokenizer.get_vocab().get("<image_placeholder>", tokenizer.pad_token_id),
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.JanusForConditionalGeneration(config)
+
+@contextmanager
+def _told_as_setting(folder: str | Path) -> Iterator[None]:
+    """Errors name the setting that the folder came from."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"policy.checkpoint: {error}") from error
+    except TokenizerError as error:
+        raise CheckpointError(f"policy.checkpoint: {folder}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,8 +55,9 @@ class TokenLayout:
         text_vocab = config.text_config.vocab_size
         for name, value in ids.items():
             if value is None or not 0 <= value < text_vocab:
+                token = {"boi": f" ({BEGIN_OF_IMAGE})", "eoi": f" ({END_OF_IMAGE})"}.get(name, "")
                 raise TokenizerError(
-                    f"the tokenizer's {name} token id is {value}; it must lie in the vocabulary of {text_vocab}"
+                    f"the tokenizer's {name} token id{token} is {value}; it must lie in the model's {text_vocab} ids"
                 )
         grid = config.vq_config.num_patches
         return cls(
@@ -68,6 +70,21 @@ class TokenLayout:
         )
 
 
+def check_markers(tokenizer: PreTrainedTokenizerBase, templates: Templates) -> None:
+    """See that the role markers of the chat template are tokens of their own, as `<|User|>` is in Janus-Pro.
+
+    Raises:
+        TokenizerError: a `<|...|>` of `templates.chat` is not; the model was not trained on the pieces of it.
+    """
+    for marker in re.findall(r"<\|[^|<>\s]+\|>", templates.chat):
+        ids = tokenizer.encode(marker, add_special_tokens=False)
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise TokenizerError(
+                f"the tokenizer has no token {marker}, which policy.templates.chat uses; "
+                "write the chat turn that this checkpoint was trained with"
+            )
+
+
 class PromptBuilder:
     """Builds the prompt ids of both stages; every prompt starts with BOS, and no special token hides in user text."""
 
@@ -75,10 +92,14 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._layout = layout
         self._templates = templates
+        # A tokenizer may hold a token as special without naming it among its special tokens.
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        reserved = {*tokenizer.all_special_tokens, *added, BEGIN_OF_IMAGE, END_OF_IMAGE}
+        self._reserved = re.compile("|".join(map(re.escape, sorted(reserved))))
 
     def semantic_prompt(self, prompt: str) -> list[int]:
         """Stage 1: the chat turn that asks for the semantic-level CoT of `prompt`."""
-        return self._turn(self._templates.instruction.replace("{prompt}", prompt))
+        return self._turn(self._templates.instruction.replace("{prompt}", prompt), self._templates.system)
 
     def image_prompt(self, prompt: str, cot: str) -> list[int]:
         """Stage 2: the chat turn `{prompt}. {cot}` and begin-of-image; the prompt alone when `cot` is empty."""
@@ -94,16 +115,15 @@ class PromptBuilder:
         """The CoT's text, without special tokens and surrounding space."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
 
-    def _turn(self, user: str) -> list[int]:
-        templates = self._templates
-        text = templates.chat.replace("{user}", self._plain(user))
-        if templates.system:
-            text = f"{templates.system}\n\n{text}"
+    def _turn(self, user: str, system: str = "") -> list[int]:
+        text = self._templates.chat.replace("{user}", self._plain(user))
+        if system:
+            text = f"{system}\n\n{text}"
         return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def _plain(self, text: str) -> str:
-        for token in self._tokenizer.all_special_tokens:
-            text = text.replace(token, "")
+        while (plain := self._reserved.sub("", text)) != text:  # what stood around a token may make another
+            text = plain
         return text
 
 

@@ -2,12 +2,25 @@
 
 A reward is a class with `score(pictures, prompts)`, named in the run config by its import path (`base` shows one of
 your own); each runs as a Serve deployment of its own, and `ensemble.score_group` asks all of them at once.
-Core, without Ray: `base`, `detections`, `ensemble`, `http_body`. Shell: `service`, `replica`, `client`.
+
+core    base, config, ensemble            the interface, the settings, and who asks
+        detections, t2i_r1_code           from boxes to a score, by the paper's rules and by the released code's
+        http_body, yes_no                 requests as bytes; answers as shares
+models  hps, clip, open_clip              human preference, and any CLIP
+        grounding_dino, detector_caption  existence, relation, count
+        git_vqa                           attributes
+        orm, llava_qwen, judge            "does it fit the prompt?", from a model here or behind an endpoint
+        checkpoint                        what their files have in common
+        tiny, tiny_tokenizers             random models in the same layouts
+shell   service, replica, client          Ray Serve
+
+docs/rewards.md says what each scores, from which files.
 
 Gotchas:
 
 - A reward that fails is *missing* (None), never 0: see `ensemble`.
 - The paper's IoU rule, taken at its word, pays for overlap: two boxes that nearly coincide score close to 1 when
   their centres differ by a hair in the right direction. A detector that finds one object under two labels can be
-  exploited that way; suppress such twins in the detector.
+  exploited that way; `detections.without_twins` suppresses them.
+- Modules with models import torch, transformers and httpx inside functions: the driver checks options without them.
 """

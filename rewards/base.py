@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from policy.prompts import PromptRecord
-from rewards.config import RewardConfig
+from rewards.config import RewardConfig, Scoring
 
 
 class Reward(ABC):
@@ -55,8 +55,16 @@ class Reward(ABC):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        """Look at options without loading a model, e.g. that a checkpoint is there. Raises ValueError or OSError."""
+        """Look at options without loading a model, e.g. that a checkpoint is there. Raises ValueError or OSError.
+
+        The driver calls this before anything starts: keep it quick, and import model libraries elsewhere.
+        """
         return
+
+    @classmethod
+    def parameters(cls, options: Mapping[str, Any]) -> int | None:
+        """Parameters of the model, counted without loading it; None where there is none to count."""
+        return None
 
 
 class RewardConfigError(ValueError):
@@ -78,8 +86,10 @@ class InvalidScores(ValueError):
     """A reward returned something else than one finite number or None for each picture."""
 
 
-def check_reward(config: RewardConfig) -> type[Reward]:
+def check_reward(config: RewardConfig, scoring: Scoring = "paper") -> type[Reward]:
     """Import the class and look at its options, without making one.
+
+    `scoring` goes to a class that takes an argument of that name, unless the options set it.
 
     Raises:
         RewardConfigError: nothing there to import, not a Reward, or options it does not take.
@@ -97,20 +107,27 @@ def check_reward(config: RewardConfig) -> type[Reward]:
     if not (inspect.isclass(found) and issubclass(found, Reward)) or inspect.isabstract(found):
         raise RewardConfigError(f"{where}{config.target} is not a rewards.base.Reward with a score method")
     try:
-        inspect.signature(found).bind(**config.options)
-        found.check(config.options)
+        options = _options(found, config, scoring)
+        inspect.signature(found).bind(**options)
+        found.check(options)
     except (TypeError, ValueError, OSError) as error:
         raise RewardConfigError(f"reward {config.name!r}: options: {config.target}: {error}") from error
     return found
 
 
-def load_reward(config: RewardConfig) -> Reward:
-    """Make the reward, with its model.
+def load_reward(config: RewardConfig, scoring: Scoring = "paper") -> Reward:
+    """Make the reward, with its model; `scoring` as in `check_reward`.
 
     Raises:
         RewardConfigError: see `check_reward`; errors of the class itself come through unchanged.
     """
-    return check_reward(config)(**config.options)
+    reward = check_reward(config, scoring)
+    return reward(**_options(reward, config, scoring))
+
+
+def _options(reward: type[Reward], config: RewardConfig, scoring: Scoring) -> dict[str, Any]:
+    takes_scoring = "scoring" in inspect.signature(reward).parameters
+    return {"scoring": scoring, **config.options} if takes_scoring else config.options
 
 
 def checked_scores(scores: Sequence[Any], pictures: int) -> list[float | None]:

@@ -1,55 +1,100 @@
-"""CLIP score: the cosine between a picture and its prompt, under any CLIP checkpoint in the Hugging Face layout.
-
-HPS v2.1 is such a model (a ViT-H-14 trained on human preferences), once its state dict is in that layout.
-"""
+"""The cosine between a picture and its prompt under a CLIP: of any checkpoint in the Hugging Face layout here, of HPS
+v2.1 in `rewards.hps`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from policy.prompts import PromptRecord
 from rewards.base import Reward
+from rewards.checkpoint import count_parameters, load_model, read_config, require_dtype, require_files, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_TEXTS = 4096
 
 
-class ClipScore(Reward):
-    """Cosine similarity in [-1, 1]. Prompts longer than the text tower's context are cut off at its end."""
+class ClipCosine(Reward):
+    """Cosine similarity in [-1, 1] under a `CLIPModel`; a subclass loads it and says how pictures become pixels.
+
+    A prompt is embedded once, however many pictures and calls it has: the last `MOST_TEXTS` are kept. Prompts longer
+    than the text tower's context are cut off at its end.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @abstractmethod
+    def pixels(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        """Pictures (uint8 [H, W, 3]) as the vision tower's input [pictures, 3, size, size], float32."""
+
+    def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
+        """One cosine a picture."""
+        import torch
+
+        with torch.inference_mode():
+            text = self._text_embeddings([prompt.prompt for prompt in prompts])
+            pixels = self.pixels(pictures).to(self._model.device, self._model.dtype)
+            image = _unit(self._model.get_image_features(pixel_values=pixels).pooler_output)
+            return (image * text).sum(-1).tolist()
+
+    def _text_embeddings(self, texts: Sequence[str]) -> torch.Tensor:
+        """[texts, width], of length 1."""
+        import torch
+
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            longest = self._model.config.text_config.max_position_embeddings
+            tokens = self._tokenizer(new, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            features = self._model.get_text_features(**tokens.to(self._model.device)).pooler_output
+            self._texts |= zip(new, _unit(features), strict=True)
+        for text in texts:
+            self._texts.move_to_end(text)
+        embedded = torch.stack([self._texts[text] for text in texts])
+        while len(self._texts) > MOST_TEXTS:
+            self._texts.popitem(last=False)
+        return embedded
+
+
+class ClipScore(ClipCosine):
+    """The cosine under a CLIP checkpoint in the Hugging Face layout, with its own picture processor."""
 
     def __init__(self, checkpoint: str, dtype: str = "float32") -> None:
         """Load the checkpoint, onto the GPU where the replica has one; `dtype` is float32, bfloat16 or float16."""
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = CLIPModel.from_pretrained(checkpoint, dtype=getattr(torch, dtype), local_files_only=True)
-        self._model = model.to(self._device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        self._pictures = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+        model = load_model(CLIPModel, checkpoint, dtype=torch_dtype(dtype))
+        super().__init__(model, AutoTokenizer.from_pretrained(checkpoint, local_files_only=True))
+        self._processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         """The checkpoint has to be there, complete, and a CLIP; `dtype` a known one."""
         folder = Path(options["checkpoint"])
-        for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
-            if not (folder / name).is_file():
-                raise ValueError(f"checkpoint: {folder} holds no {name}; give the folder of a CLIP checkpoint")
-        if options.get("dtype", "float32") not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype: {options['dtype']!r} is none of float32, bfloat16, float16")
+        names = ("config.json", "preprocessor_config.json", "tokenizer_config.json", ("*.safetensors", "*.bin"))
+        require_files(folder, "checkpoint", "a CLIP checkpoint", *names)
+        read_config(folder, "checkpoint", "clip")
+        require_dtype(options)
 
-    @torch.inference_mode()
-    def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
-        """One cosine a picture; a prompt is embedded once however many pictures it has."""
-        texts = list(dict.fromkeys(prompt.prompt for prompt in prompts))
-        tokens = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(self._device)  # fmt: skip
-        pixels = self._pictures(pictures, return_tensors="pt")["pixel_values"].to(self._device, self._model.dtype)
-        text = torch.nn.functional.normalize(self._model.get_text_features(**tokens).pooler_output.float(), dim=-1)
-        image = torch.nn.functional.normalize(
-            self._model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1
-        )
-        rows = torch.tensor([texts.index(prompt.prompt) for prompt in prompts], device=self._device)
-        return (image * text[rows]).sum(-1).tolist()
+    @classmethod
+    def parameters(cls, options: Mapping[str, Any]) -> int:
+        """Parameters of both towers."""
+        return count_parameters(Path(options["checkpoint"]))
+
+    def pixels(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        """As the checkpoint's own processor makes them."""
+        pixels: torch.Tensor = self._processor(pictures, return_tensors="pt")["pixel_values"]
+        return pixels
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    features = features.float()
+    return features / features.norm(dim=-1, keepdim=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scoring = Literal["paper", "t2i_r1_code"]
+"""Whose rules turn what the models see into scores; docs/rewards.md lists the differences."""
 
 
 class _Config(BaseModel):
@@ -45,6 +48,10 @@ class RewardsConfig(_Config):
     """All rewards of a run; each is a service of its own."""
 
     services: tuple[RewardConfig, ...] = Field(min_length=1, description="the rewards of the ensemble")
+    scoring: Scoring = Field(
+        "paper",
+        description="the paper's scoring rules, or those of T2I-R1's released code; for rewards that take `scoring`",
+    )
     start_deadline_s: float = Field(300.0, gt=0, description="seconds within which every replica must be ready")
     http: bool = Field(False, description="serve each reward at http://http_host:http_port/rewards/RUN/NAME too")
     http_host: str = Field("127.0.0.1", description="address the HTTP proxy listens on; it asks for no password")

@@ -119,6 +119,16 @@ def instances(noun: str, detections: Iterable[Detection], nms_iou: float = PAPER
     return kept
 
 
+def without_twins(detections: Iterable[Detection], twin_iou: float = 0.9) -> list[Detection]:
+    """Leave one name a thing: of boxes under different names that all but coincide, the most confident stays."""
+    kept: list[Detection] = []
+    for candidate in sorted(detections, key=lambda d: -d.score):
+        others = (d for d in kept if _normal(d.label) != _normal(candidate.label))
+        if all(iou(candidate.box, other.box) <= twin_iou for other in others):
+            kept.append(candidate)
+    return kept
+
+
 def relation(
     locality: str, first: Box, second: Box, picture_size: tuple[int, int], rules: ScoringRules = PAPER
 ) -> float:

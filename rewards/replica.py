@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 
 from policy.prompts import PromptRecord
 from rewards.base import InvalidScores, checked_scores, load_reward
-from rewards.config import RewardConfig
+from rewards.config import RewardConfig, Scoring
 from rewards.http_body import MAX_BYTES, BodyError, decode_request
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ class _Item:
 class RewardReplica:
     """The class that Ray Serve deploys. Built in the replica's process, so that is where the model loads."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, scoring: Scoring = "paper") -> None:
         _log_to_file()
         self._config = config
-        self._reward = load_reward(config)
+        self._reward = load_reward(config, scoring)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._stats = ReplicaStats()
         self._busy_since: float | None = None

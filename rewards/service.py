@@ -121,7 +121,7 @@ def _deploy(
         raise RewardServiceError("Ray Serve already runs on this cluster without an HTTP proxy; set http: false")
     targets = [
         serve.RunTarget(
-            _deployment(service).bind(service),
+            _deployment(service).bind(service, config.scoring),
             name=names[service.name],
             route_prefix=f"/rewards/{run}/{service.name}" if config.http else None,
             logging_config=logs,

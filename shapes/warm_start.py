@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from policy.config import PolicyConfig
-from policy.janus import make_policy, save_policy, tiny_janus
+from policy.janus import make_policy, save_policy
+from policy.tiny import tiny_janus
 from shapes.supervised import SupervisedRecipe, train_supervised
 from shapes.tokenizer import TEMPLATES, build_tokenizer
 from shapes.vq_training import VQRecipe, train_vq

@@ -18,8 +18,9 @@ from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from policy.config import PolicyConfig, Templates
-from policy.janus import Policy, make_policy, save_policy, tiny_janus
+from policy.janus import Policy, make_policy, save_policy
 from policy.prompts import PromptRecord
+from policy.tiny import tiny_janus
 
 torch.set_num_threads(1)
 pytest_plugins = ["watched_run"]

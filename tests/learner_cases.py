@@ -7,6 +7,7 @@ import copy
 import torch
 
 from policy.janus import Policy
+from policy.lora import SCALE, adapter_name
 from policy.prompts import PromptRecord
 from policy.scoring import Scorer, ScoreRows, SegmentRows
 from transport.trajectory import ImageSegment, Member, SemanticSegment, TrajectoryGroup
@@ -96,3 +97,15 @@ def _member(
 def clone(policy: Policy) -> Policy:
     """A policy with weights of its own."""
     return Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.layout, policy.prompts)
+
+
+def random_adapter(policy: Policy, weights: list[str], seed: int = 0) -> dict[str, torch.Tensor]:
+    """An adapter of rank 2 and scale 0.75 on these weights, as it is published."""
+    random = torch.Generator().manual_seed(seed)
+    state = policy.model.state_dict()
+    tensors = {SCALE: torch.tensor([0.75], dtype=torch.float64)}
+    for name in weights:
+        out, size = state[name].shape
+        tensors[adapter_name("A", name)] = torch.randn(2, size, generator=random)
+        tensors[adapter_name("B", name)] = 0.1 * torch.randn(out, 2, generator=random)
+    return tensors

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from learner.config import LearnerConfig
 from policy.config import PolicyConfig
-from policy.janus import load_policy
 from transport.trajectory import TrajectoryGroup
 
 
@@ -30,9 +29,9 @@ class Trained:
 
 def train(policy: PolicyConfig, config: LearnerConfig, steps: list[list[TrajectoryGroup]]) -> Trained:
     """Train a fresh engine in the present process group."""
-    from learner.engine import LearnerEngine
+    from learner.loading import load_engine
 
-    engine = LearnerEngine(load_policy(policy), policy.trained, config, total_steps=len(steps))
+    engine = load_engine(policy, config, total_steps=len(steps))
     metrics = [engine.step(groups, WEIGHTS) for groups in steps]
     return Trained({name: tensor.clone() for name, tensor in engine.trained_tensors()}, metrics)
 
@@ -42,14 +41,14 @@ def train_and_resume(
 ) -> tuple[Trained, Trained]:
     """Train in one go, and with an end and a resume half-way: the two must not differ."""
     from learner import checkpoint
-    from learner.engine import LearnerEngine
+    from learner.loading import load_engine
 
     half = len(steps) // 2
-    first = LearnerEngine(load_policy(policy), policy.trained, config, total_steps=len(steps))
+    first = load_engine(policy, config, total_steps=len(steps))
     for groups in steps[:half]:
         first.step(groups, WEIGHTS)
     path = checkpoint.save(first, folder, {"cursor": half}, keep=1)
-    second = LearnerEngine(load_policy(policy), policy.trained, config, total_steps=len(steps))
+    second = load_engine(policy, config, total_steps=len(steps))
     assert checkpoint.load(second, path) == {"cursor": half}
     metrics = [second.step(groups, WEIGHTS) for groups in steps[half:]]
     resumed = Trained({name: tensor.clone() for name, tensor in second.trained_tensors()}, metrics)
@@ -96,3 +95,16 @@ def _main(rank: int, ranks: int, jobs: bytes, endpoint: Any, answers: Any) -> No
         answers.put((rank, pickle.dumps(results)))
     except Exception:
         answers.put((rank, traceback.format_exc()))
+
+
+def parts_of_parameters(policy: PolicyConfig, config: LearnerConfig) -> list[dict[str, tuple[int, int, int]]]:
+    """Of a fresh engine under ZeRO 3, and of its reference policy: elements of each parameter, of this rank's part of
+    it, and of what the rank holds beside its part."""
+    from learner.loading import load_engine
+
+    engine = load_engine(policy, config, total_steps=1)
+    modules = [engine.engine.module, *([engine._reference] if engine._reference is not None else [])]
+    return [
+        {name: (p.ds_numel, p.ds_tensor.numel(), p.data.numel()) for name, p in module.named_parameters()}
+        for module in modules
+    ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from learner_cases import random_adapter
 
 from actors.config import ImageConfig, SemanticConfig
 from actors.image_actor import ImageActor
@@ -15,6 +16,7 @@ from actors.requests import ImageRequest, SemanticRequest
 from actors.semantic_actor import SemanticActor
 from policy.config import PolicyConfig
 from policy.janus import load_policy, trained_parameters
+from policy.lora import BaseWeights, received_adapter
 from policy.scoring import Scorer, ScoreRows, SegmentRows
 from transport.weights.object_store import ObjectStorePublisher
 
@@ -44,12 +46,19 @@ def test_a_rollout_through_both_pools_before_and_after_a_sync(session: None, tin
     image = ray.remote(ImageActor).remote(tiny_config, ImageConfig(batch_size=8, guidance_scale=2.0))
     policy = load_policy(tiny_config)
     publisher = ObjectStorePublisher(bucket_mb=1)
-    for version in (1, 2):
-        if version == 2:
+    for version in (1, 2, 3):
+        tensors: dict[str, torch.Tensor] = {**trained_parameters(policy.model, "language_model")}
+        if version == 2:  # an adapter; as in a run that trains one, the other weights are the checkpoint's
+            tensors = random_adapter(policy, [name for name in tensors if name.endswith("_proj.weight")])
+            adapter = received_adapter(list(tensors.items()))
+            assert adapter
+            for name, tensor in adapter.merged(BaseWeights(tiny_config).tensor):
+                policy.model.state_dict()[name].copy_(tensor)
+        if version == 3:
             with torch.no_grad():
-                for parameter in trained_parameters(policy.model, "language_model").values():
+                for parameter in tensors.values():
                     parameter.add_(torch.randn_like(parameter) * 0.05)
-        published = publisher.publish(version, trained_parameters(policy.model, "language_model").items())
+        published = publisher.publish(version, tensors.items())
         applied = [actor.apply_weights.remote(published) for actor in (semantic, image)]
         assert ray.get(applied, timeout=WAIT_S) == [version, version]
         # several groups at once, as the training loop sends them
@@ -77,5 +86,5 @@ def test_a_rollout_through_both_pools_before_and_after_a_sync(session: None, tin
             ([s.guided_logprobs for s in pictures], scores.image.logprobs),
         ]:
             torch.testing.assert_close(torch.cat(ours), theirs, atol=1e-5, rtol=0)
-    assert ray.get(semantic.metrics.remote(), timeout=WAIT_S)["weight_version"] == 2
+    assert ray.get(semantic.metrics.remote(), timeout=WAIT_S)["weight_version"] == 3
     assert ray.get(image.ping.remote(), timeout=WAIT_S)

@@ -9,8 +9,9 @@ from torch import Tensor
 from actors.errors import PromptError
 from actors.sampler import ImageSampler, SampledImage, SampleRequest
 from policy.config import PolicyConfig
-from policy.janus import Policy, make_policy, tiny_janus
+from policy.janus import Policy, make_policy
 from policy.scoring import Scorer, ScoreRows, SegmentRows
+from policy.tiny import tiny_janus
 
 PROMPTS = [
     "a red circle",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from learner_cases import random_adapter
 from transformers import JanusForConditionalGeneration
 
 from actors.config import SemanticConfig
@@ -17,8 +18,9 @@ from actors.errors import DeadlineError, PromptError, WeightsError
 from actors.requests import SemanticOutput, SemanticRequest
 from policy.config import PolicyConfig
 from policy.janus import Policy
+from policy.lora import SCALE, adapter_name, received_adapter
 from policy.scoring import Scorer, ScoreRows, SegmentRows
-from transport.errors import WeightTransferError
+from transport.errors import WeightsHalfWritten, WeightTransferError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -144,6 +146,41 @@ def test_an_incomplete_update_leaves_the_old_weights(loaded: Any, tiny_policy: P
     assert tokens(run(loaded.generate(requests(4)))) == expected
 
 
+def test_an_adapter_is_merged_into_the_checkpoint_anew_at_every_version(loaded: Any, tiny_policy: Policy) -> None:
+    layer = "model.language_model.layers.1."
+    tensors = random_adapter(tiny_policy, [f"{layer}self_attn.k_proj.weight", f"{layer}mlp.up_proj.weight"])
+    merged = deepcopy(tiny_policy.model)
+    state = merged.state_dict()
+    adapter = received_adapter(list(tensors.items()))
+    assert adapter is not None
+    for name, tensor in adapter.merged(tiny_policy.model.state_dict().__getitem__):
+        state[name].copy_(tensor)
+    for version in (2, 3):
+        assert run(loaded._load(version, list(tensors.items()))) == version
+        outputs = run(loaded.generate(requests(8)))
+        assert worst(tiny_policy, merged, outputs) < 1e-5
+        assert worst(tiny_policy, tiny_policy.model, outputs) > 1e-3
+    nothing = [(name, tensor if name == SCALE else torch.zeros_like(tensor)) for name, tensor in tensors.items()]
+    run(loaded._load(4, nothing))
+    assert worst(tiny_policy, tiny_policy.model, run(loaded.generate(requests(8)))) < 1e-5
+
+
+def test_an_adapter_that_cannot_be_merged_leaves_the_old_weights(loaded: Any, tiny_policy: Policy) -> None:
+    expected = tokens(run(loaded.generate(requests(4))))
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    good = random_adapter(tiny_policy, [name])
+    unknown = {key.replace("layers.1", "layers.7"): tensor for key, tensor in good.items()}
+    for tensors, told in [
+        (unknown, "no weight 'model.language_model.layers.7.mlp.up_proj.weight' to adapt"),
+        ({key: tensor for key, tensor in good.items() if key != SCALE}, "weights 3: an adapter came without"),
+        ({**good, adapter_name("A", name): torch.zeros(2, 5)}, r"up_proj.weight' is \[160, 64\], and the adapter's"),
+    ]:
+        with pytest.raises(WeightTransferError, match=told):
+            run(loaded._load(3, list(tensors.items())))
+    assert loaded.version() == 1
+    assert tokens(run(loaded.generate(requests(4)))) == expected
+
+
 def test_prompts_that_are_too_long_are_refused(loaded: Any) -> None:
     with pytest.raises(PromptError, match=r"at most 116"):
         run(loaded.generate([SemanticRequest("red " * 200, 0)]))
@@ -189,5 +226,22 @@ def test_tensor_parallel_with_top_k(tiny_config: PolicyConfig, tiny_policy: Poli
                 states = model.model.language_model(input_ids=ids[None, :-1]).last_hidden_state[0]
             likeliest = model.lm_head(states[-len(output.segment.token_ids) :]).topk(3).indices
             assert (likeliest == output.segment.token_ids[:, None]).any(-1).all()
+
+        long = [SemanticRequest(" ".join(WORDS * 10), 200 + i) for i in range(96)]
+        together = run(sharded.generate(long))
+        assert sum(len(output.segment.prompt_ids) for output in together) > 8192, "more than one step takes"
+        assert tokens(together[-1:]) == tokens(run(sharded.generate(long[-1:])))
     finally:
         sharded.close()
+
+
+def test_an_update_that_breaks_off_leaves_no_weights(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not a real one: vLLM shares rotary tables between the engines of a process, and would keep them spoilt.
+    def broken(*_: Any, **__: Any) -> None:
+        raise WeightsHalfWritten("half written")
+
+    monkeypatch.setattr("transport.weights.vllm_engine.apply_to_vllm", broken)
+    with pytest.raises(WeightTransferError, match="half written"):
+        run(loaded._load(3, []))
+    with pytest.raises(WeightsError, match="no weights"):
+        run(loaded.generate(requests(1)))

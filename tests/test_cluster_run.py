@@ -52,7 +52,7 @@ def test_what_a_run_leaves_behind(undisturbed: Run) -> None:
     logs = {path.name for path in undisturbed.folder.logs.iterdir()}
     assert {"driver.log", "image-0.log", "semantic-0.log", "learner-0.log"} <= logs
     html = undisturbed.folder.report.read_text()
-    assert "<svg" in html and "http://" not in html.split("<pre>")[0] and "https://" not in html
+    assert "<svg" in html and "http://" not in html.split("<pre")[0] and "https://" not in html
     assert list(undisturbed.folder.tensorboard.glob("events*"))
 
 

@@ -44,6 +44,11 @@ class Brightness(Reward):
         return [self.gain * float(picture.mean()) for picture in pictures]
 
 
+class Ruled(Brightness):
+    def __init__(self, scoring: str = "paper") -> None:
+        self.scoring = scoring
+
+
 class Abstract(Reward):
     pass
 
@@ -73,6 +78,17 @@ def test_a_reward_is_found_by_its_import_path(records: list[PromptRecord]) -> No
     reward = load_reward(config(options={"gain": 2.0}))
     assert reward.score([picture(3), picture(5)], records[:2]) == [6.0, 10.0]
     assert check_reward(config()) is Brightness
+
+
+def test_scoring_reaches_the_rewards_that_take_it() -> None:
+    ruled = config(target=f"{HERE}:Ruled")
+    assert vars(load_reward(ruled))["scoring"] == "paper"
+    assert vars(load_reward(ruled, "t2i_r1_code"))["scoring"] == "t2i_r1_code"
+    own = config(target=f"{HERE}:Ruled", options={"scoring": "paper"})
+    assert vars(load_reward(own, "t2i_r1_code"))["scoring"] == "paper"
+    assert vars(load_reward(config(), "t2i_r1_code")) == {"gain": 1.0}
+    with pytest.raises(ValidationError):
+        RewardsConfig.model_validate({"services": [config()], "scoring": "ours"})
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_batched_and_one_by_one_agree(checkpoint: Path, records: list[PromptReco
     together = reward.score(pictures, records)
     alone = [reward.score([picture], [record])[0] for picture, record in zip(pictures, records, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5)
-    assert all(-1 <= score <= 1 for score in together) and len(set(together)) == 3
+    assert all(score is not None and -1 <= score <= 1 for score in together) and len(set(together)) == 3
 
 
 def test_scores_equal_the_models_own(checkpoint: Path, records: list[PromptRecord]) -> None:

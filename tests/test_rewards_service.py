@@ -32,8 +32,9 @@ TARGET = f"{__name__}:Scripted"
 class Scripted(Reward):
     """Does what the prompt's text says: its first word is the deed."""
 
-    def __init__(self) -> None:
+    def __init__(self, scoring: str = "") -> None:
         self.failed: set[str] = set()
+        self.scoring = scoring
 
     def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
         return [self.one(p, r.prompt, len(pictures)) for p, r in zip(pictures, prompts, strict=True)]
@@ -49,6 +50,7 @@ class Scripted(Reward):
             time.sleep(float(rest))
         results = {"batch": float(batch), "pid": float(os.getpid()), "nan": float("nan"), "missing": None}
         results["threads"] = float(os.environ["OMP_NUM_THREADS"])
+        results["scoring"] = float(self.scoring == "t2i_r1_code")
         return results.get(deed, float(picture.mean()))
 
 
@@ -74,7 +76,9 @@ def config() -> RewardsConfig:
         service("twins", replicas=2, batch_size=4, batch_wait_s=0.0, deadline_s=60, weight=0.5),
         service("hasty", deadline_s=1.0, batch_wait_s=0.0),
     )
-    return RewardsConfig(services=services, start_deadline_s=240, http=True, http_port=free_port())
+    return RewardsConfig(
+        services=services, scoring="t2i_r1_code", start_deadline_s=240, http=True, http_port=free_port()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +197,12 @@ def test_a_stuck_replica_is_replaced(hasty: ServiceClient) -> None:
         assert time.monotonic() < end, "the stuck replica was not replaced"
 
 
-def test_replicas_share_the_work_and_threads_are_set(single: ServiceClient, twins: ServiceClient) -> None:
+def test_replicas_share_the_work_and_have_their_settings(single: ServiceClient, twins: ServiceClient) -> None:
     answers = run(*[lambda: ask(twins, "pid", 4)] * 12)
     assert len({score for answer in answers for score in answer}) == 2
     assert len(asyncio.run(twins.stats())) == 2
     assert run(lambda: ask(single, "threads"))[0] == [2.0, 2.0]
+    assert run(lambda: ask(single, "scoring"))[0] == [1.0, 1.0]
 
 
 def test_a_killed_replica_comes_back_and_its_calls_are_repeated(single: ServiceClient) -> None:

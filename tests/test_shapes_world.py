@@ -7,8 +7,9 @@ from random import Random
 import pytest
 
 from policy.config import PolicyConfig
-from policy.janus import Policy, make_policy, tiny_janus
+from policy.janus import Policy, make_policy
 from policy.prompts import PromptRecord, load_prompts
+from policy.tiny import tiny_janus
 from shapes.plans import MAX_PLAN_TOKENS, Layout, plan_is_right, true_plan
 from shapes.prompts import DATA, SPLITS, Split, all_records, split_records, write_splits
 from shapes.renderer import render

@@ -16,7 +16,7 @@ import ray
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from transport.errors import WeightTransferError
+from transport.errors import WeightsHalfWritten, WeightTransferError
 from transport.weights.channel import Published
 from transport.weights.object_store import ObjectStorePublisher
 
@@ -149,5 +149,5 @@ def test_a_transfer_that_fails_changes_nothing(llm: LLM, publisher: ObjectStoreP
 def test_weights_of_another_shape_are_refused(llm: LLM, publisher: ObjectStorePublisher) -> None:
     tensors = janus_state(policy(7))  # the last test: it breaks the engine
     tensors["model.language_model.layers.0.mlp.down_proj.weight"] = torch.zeros(3, 3)
-    with pytest.raises(WeightTransferError, match="weights 7: vLLM could not load them"):
+    with pytest.raises(WeightsHalfWritten, match="weights 7: vLLM could not load them"):
         apply(llm, publisher.publish(7, tensors.items()))

@@ -29,3 +29,7 @@ class BufferCorrupt(TransportError):
 
 class WeightTransferError(TransportError):
     """Weights that did not arrive whole; names the version, the bucket and the deadline."""
+
+
+class WeightsHalfWritten(WeightTransferError):
+    """An update that broke off when some weights were replaced; the engine that holds them is of no use."""

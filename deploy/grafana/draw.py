@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cluster.chart import HEIGHT, WIDTH, Chart
+from cluster.chart import HEIGHT, WIDTH, Chart, Line, style
 from deploy.grafana.panels import Board, Panel, Query
 
 Ask = Callable[[str], Sequence[Mapping[str, Any]]]
@@ -17,9 +17,11 @@ Lines = dict[str, list[tuple[float, float]]]
 """Curves by legend: (Unix time, value), values that are no number left out."""
 
 GAP, TITLE, LEGEND, HEADING, STAT = 14, 20, 15, 30, 58
+_COLOURS = ("#2f6fde", "#d9622b", "#23895a", "#9b51b6", "#a87a00", "#1f8fa5", "#c2385c", "#6b7280")
 _STYLE = (
     "text{font:11px sans-serif;fill:#57606a}.grid{stroke:#d8dee4}.title{font-size:13px;fill:#1f2328}"
     ".heading{font-size:16px;fill:#1f2328;font-weight:600}.number{font-size:20px;fill:#2f6fde}"
+    ".thick{stroke-width:2;fill:none}" + "".join(f".c{n}{{stroke:{colour}}}" for n, colour in enumerate(_COLOURS))
 )
 
 
@@ -74,17 +76,17 @@ def _panel(panel: Panel, curves: Lines, start: float) -> tuple[str, float]:
             f'{title}<text x="0" y="36" class="number">{texts}</text><text x="0" y="51">{escape(names)}</text>',
             STAT,
         )
-    chart = Chart(
-        panel.title, {name: [(at - start, value) for at, value in points] for name, points in curves.items()}
-    )
+    names = sorted(curves)
+    chart = Chart(panel.title, [Line(name, [(at - start, value) for at, value in curves[name]]) for name in names])
     size = f'<svg y="{TITLE}" width="{WIDTH}" height="{HEIGHT}" '
     parts = [title, chart.svg().replace("<svg ", size, 1)]
-    top, x = TITLE + HEIGHT + 8, 0
-    for colour, name in chart.legend():
-        width = round(22 + 6.4 * len(name))
+    top, x = TITLE + HEIGHT + 10, 0
+    for number, name in enumerate(names):
+        width = round(28 + 6.2 * len(name))
         if x and x + width > WIDTH:
             top, x = top + LEGEND, 0
-        parts.append(f'<rect x="{x}" y="{top - 6}" width="10" height="3" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 14}" y="{top}">{escape(name)}</text>')
+        colour, dashes = style(number)
+        line = f'x1="{x}" x2="{x + 18}" y1="{top - 4}" y2="{top - 4}" stroke-dasharray="{dashes}"'
+        parts.append(f'<line {line} class="thick {colour}"/><text x="{x + 22}" y="{top}">{escape(name)}</text>')
         x += width
     return "".join(parts), top + 4

@@ -1,7 +1,8 @@
 """The weight channel: the learner publishes a version, actors pull it.
 
 `channel` is the interface, `object_store` the default transport (Ray objects), `vllm_engine` puts what was received
-into a vLLM engine. Only trained tensors travel, under their Janus `state_dict` names.
+into a vLLM engine. Only trained tensors travel, under their Janus `state_dict` names, or as a LoRA
+adapter (`policy.lora`), which actors merge.
 
 Gotchas: an object belongs to the process that put it, so a dead learner takes its published weights with it; and a
 received tensor is a read-only view of shared memory: copy it, never write to it.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,8 @@ from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransfe
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from transport.errors import WeightTransferError
+from policy.lora import AdapterError, BaseWeights, received_adapter
+from transport.errors import WeightsHalfWritten, WeightTransferError
 from transport.weights.channel import Published, WeightReceiver
 from transport.weights.object_store import ObjectStoreReceiver
 
@@ -49,9 +50,18 @@ def register() -> str:
 
 
 def apply_to_vllm(
-    llm: LLM, published: Published, *, deadline_s: float, receiver: WeightReceiver | None = None
+    llm: LLM,
+    published: Published,
+    *,
+    deadline_s: float,
+    receiver: WeightReceiver | None = None,
+    base: BaseWeights | None = None,
 ) -> int:
     """Give `llm` the published weights and forget its prefix cache; returns the version it now has.
+
+    What is published may be a LoRA adapter: it is merged into `base`, the weights of the policy's checkpoint, and
+    those that it does not change come from there as well, for vLLM takes all weights or none. They are read and
+    merged one by one as vLLM loads them. Version 0 of an adapter is 0, and gives the checkpoint's weights.
 
     Everything is received and checked before the first weight is touched, so a transfer that fails leaves the engine
     as it was. No request may be running. Blocks for at most `deadline_s` seconds of transfer, plus the copy.
@@ -59,12 +69,13 @@ def apply_to_vllm(
     Raises:
         WeightTransferError: the transfer failed, the weights are not all that the model needs, or do not fit it, or
             requests are running.
+        WeightsHalfWritten: it broke off when some weights were replaced.
     """
     if llm.llm_engine.has_unfinished_requests():
         raise WeightTransferError(f"weights {published.version}: vLLM has requests running; sync between batches")
-    arrived = (receiver or ObjectStoreReceiver()).receive(published, deadline_s)
-    tensors = [(target, tensor) for name, tensor in arrived if (target := vllm_name(name)) is not None]
-    llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": [n for n, _ in tensors]}})
+    arrived = list((receiver or ObjectStoreReceiver()).receive(published, deadline_s))
+    names, tensors = _whole_weights(published.version, arrived, base)
+    llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": names}})
     try:
         llm.start_weight_update()
         if llm.llm_engine.vllm_config.parallel_config.world_size == 1:
@@ -73,7 +84,7 @@ def apply_to_vllm(
             _share(llm, tensors)
         llm.finish_weight_update(weight_version=str(published.version))
     except Exception as error:
-        raise WeightTransferError(
+        raise WeightsHalfWritten(
             f"weights {published.version}: vLLM could not load them and is half written; start its actor anew "
             f"({type(error).__name__}: {error})"
         ) from error
@@ -82,7 +93,33 @@ def apply_to_vllm(
     return published.version
 
 
-def _share(llm: LLM, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+def _whole_weights(
+    version: int, arrived: list[tuple[str, torch.Tensor]], base: BaseWeights | None
+) -> tuple[list[str], Iterable[tuple[str, torch.Tensor]]]:
+    """vLLM's names of the weights that arrived, and the weights; an adapter's are merged as they are iterated."""
+    try:
+        adapter = received_adapter(arrived)
+    except AdapterError as error:
+        raise WeightTransferError(f"weights {version}: {error}") from error
+    if adapter is None:
+        tensors = [(target, tensor) for name, tensor in arrived if (target := vllm_name(name)) is not None]
+        return [name for name, _ in tensors], tensors
+    if base is None:
+        raise WeightTransferError(f"weights {version}: an adapter came, and no checkpoint is known to merge it into")
+    shapes = base.shapes()
+    names = {name: target for name in shapes if (target := vllm_name(name)) is not None}
+    for name, shape in adapter.shapes().items():
+        if name not in names:
+            raise WeightTransferError(f"weights {version}: the language model has no weight {name!r} to adapt")
+        if shapes[name] != shape:
+            raise WeightTransferError(
+                f"weights {version}: {name!r} is {list(shapes[name])}, and the adapter's product {list(shape)}"
+            )
+    merged = adapter.merged(base.tensor, names)
+    return list(names.values()), ((names[name], tensor) for name, tensor in merged)
+
+
+def _share(llm: LLM, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Hand tensors to workers in other processes, a chunk at a time; each call returns when all have loaded it."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="bicot-weights-", dir=memory if memory.is_dir() else None) as folder:
@@ -93,7 +130,7 @@ def _share(llm: LLM, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
             file.unlink()
 
 
-def _chunks(tensors: Sequence[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+def _chunks(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
     chunk: list[tuple[str, torch.Tensor]] = []
     for name, tensor in tensors:
         if chunk and sum(one.nbytes for _, one in chunk) >= CHUNK_BYTES:
