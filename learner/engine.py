@@ -109,7 +109,7 @@ class LearnerEngine:
         Without a single member to train, no step is taken, and the metrics say so (`tokens` is 0).
 
         Returns:
-            Metrics of the whole batch, the same on every rank; `seconds/...` are this rank's.
+            Metrics of the whole batch, the same on every rank; `seconds/...` are this rank's, and `mfu` goes by them.
         """
         self._seconds.clear()
         objective = self.config.objective

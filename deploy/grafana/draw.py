@@ -71,11 +71,8 @@ def _panel(panel: Panel, curves: Lines, start: float) -> tuple[str, float]:
         return f'{title}<text x="0" y="34">nothing: {escape(panel.empty or "no data")}</text>', STAT
     if panel.stat:
         texts = " / ".join(f"{points[-1][1]:.3g}" for points in curves.values())
-        names = " / ".join(curves)
-        return (
-            f'{title}<text x="0" y="36" class="number">{texts}</text><text x="0" y="51">{escape(names)}</text>',
-            STAT,
-        )
+        what = escape(" / ".join(curves))
+        return f'{title}<text x="0" y="36" class="number">{texts}</text><text x="0" y="51">{what}</text>', STAT
     names = sorted(curves)
     chart = Chart(panel.title, [Line(name, [(at - start, value) for at, value in curves[name]]) for name in names])
     size = f'<svg y="{TITLE}" width="{WIDTH}" height="{HEIGHT}" '
