@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,18 +51,26 @@ class MetricsPage:
             def log_message(self, format: str, *args: Any) -> None:
                 """A scrape is not worth a line."""
 
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = Server((host, port), Handler)
         except OSError as error:
             raise RunError(f"metrics.port: cannot listen on {host}:{port}: {error.strerror}") from error
         self.port = int(self._server.server_address[1])
-        self.address = f"http://{host}:{self.port}/metrics"
+        self.address = f"http://{netloc(host, self.port)}/metrics"
         threading.Thread(target=self._server.serve_forever, daemon=True, name="metrics").start()
 
     def close(self) -> None:
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def netloc(host: str, port: int) -> str:
+    """"host:port", an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def target_groups(run: str, own: str, nodes: list[str]) -> list[TargetGroup]:

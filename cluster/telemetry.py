@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.config import RunConfig
 from cluster.group_metrics import show_groups
-from cluster.metrics_page import MetricsPage, TargetGroup, target_groups
+from cluster.metrics_page import MetricsPage, TargetGroup, netloc, target_groups
 from cluster.metrics_store import MetricStore
 from cluster.pool import Pool
 from cluster.rolled import RolledGroup
@@ -23,7 +23,6 @@ from cluster.trackers import trackers
 logger = logging.getLogger(__name__)
 
 STAGES = ("semantic", "image", "rewards", "buffer")
-SEGMENTS = ("semantic", "image")
 
 
 class Telemetry:
@@ -91,8 +90,7 @@ class Telemetry:
         """What Prometheus is to scrape: this run's page, and each machine's page of Ray's own metrics."""
         if self._page is None:
             return []
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return target_groups(self._run, f"{host}:{self._page.port}", self._nodes())
+        return target_groups(self._run, netloc(self._host, self._page.port), self._nodes())
 
     def write_targets(self) -> None:
         """Keep the run folder's target file, for a Prometheus that reads files."""
@@ -163,7 +161,7 @@ class Telemetry:
         show_groups(self.store, rolled)
 
     def step(self, row: Mapping[str, float]) -> None:
-        """Record one training step: `row` holds "step" and flat names such as "reward/detector" or "image/kl"."""
+        """Record one training step: `row` holds "step" and flat names such as "reward/detector" or "kl/image"."""
         append_json(self._folder.metrics, dict(row))
         show_row(self.store, row)
         self.store.add("bicot_steps_total")

@@ -64,6 +64,15 @@ def draw(board: Board, shown: Sequence[Lines], start: float) -> str:
     )
 
 
+def _prefix(unit: str, curves: Lines) -> tuple[float, str]:
+    """What bytes are divided by to be read, and its name."""
+    if unit not in ("bytes", "Bps"):
+        return 1.0, ""
+    largest = max(abs(value) for points in curves.values() for _, value in points)
+    factor, name = next(((f, n) for f, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if largest >= f), (1.0, "B"))
+    return factor, f", {name}/s" if unit == "Bps" else f", {name}"
+
+
 def _panel(panel: Panel, curves: Lines, start: float) -> tuple[str, float]:
     """A panel's drawing, and its height."""
     title = f'<text x="0" y="13" class="title">{escape(panel.title)}</text>'
@@ -73,8 +82,10 @@ def _panel(panel: Panel, curves: Lines, start: float) -> tuple[str, float]:
         texts = " / ".join(f"{points[-1][1]:.3g}" for points in curves.values())
         what = escape(" / ".join(curves))
         return f'{title}<text x="0" y="36" class="number">{texts}</text><text x="0" y="51">{what}</text>', STAT
-    names = sorted(curves)
-    chart = Chart(panel.title, [Line(name, [(at - start, value) for at, value in curves[name]]) for name in names])
+    names, factor, suffix = sorted(curves), *_prefix(panel.unit, curves)
+    title = title.replace("</text>", f"{suffix}</text>")
+    scaled = [Line(name, [(at - start, value / factor) for at, value in curves[name]]) for name in names]
+    chart = Chart(panel.title, scaled)
     size = f'<svg y="{TITLE}" width="{WIDTH}" height="{HEIGHT}" '
     parts = [title, chart.svg().replace("<svg ", size, 1)]
     top, x = TITLE + HEIGHT + 10, 0
