@@ -69,7 +69,7 @@ class MetricsPage:
 
 
 def netloc(host: str, port: int) -> str:
-    """"host:port", an IPv6 address in brackets."""
+    """ "host:port", an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
