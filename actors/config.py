@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 
 class _Pool(BaseModel):
@@ -13,6 +13,9 @@ class _Pool(BaseModel):
     replicas: int = Field(1, ge=1, description="Actors in the pool.")
     cpus: float = Field(1.0, ge=0, description="CPU cores that one actor reserves; fractions share a core.")
     gpus: float = Field(0.0, ge=0, description="GPUs that one actor reserves; fractions share a GPU, 0 runs on CPU.")
+    resources: dict[str, PositiveFloat] = Field(
+        {}, description="Custom Ray resources that one actor reserves, to place the pool on nodes that offer them."
+    )
     threads: int = Field(1, ge=1, description="Compute threads of one actor on CPU.")
     deadline_s: float = Field(
         300.0, gt=0, description="Seconds that one call may wait for its results, its place in the queue included."

@@ -46,7 +46,7 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
     for service in config.rewards.services:
         look(f"reward {service.name}", lambda service=service: _reward(service, config))  # type: ignore[misc]
     look("resources", lambda: _resources(config))
-    if config.buffer.url:
+    if config.buffer.url is not None:
         look("buffer", lambda: _redis(config))
     if config.metrics.wandb:
         look("metrics.wandb", _wandb)
@@ -99,8 +99,9 @@ def _resources(config: RunConfig) -> str:
 
 
 def _redis(config: RunConfig) -> str:
-    assert config.buffer.url
-    check_redis(config.buffer.url, REDIS_DEADLINE_S)
+    url = config.buffer.address()
+    assert url
+    check_redis(url, REDIS_DEADLINE_S)
     return "Redis answers"
 
 
@@ -118,13 +119,19 @@ def _policy(config: RunConfig) -> str:
 
 def _memory(config: RunConfig) -> list[Finding]:
     """What each pool needs; wrong where its GPUs, or its share of one, do not have it."""
-    from cluster.memory import needs  # counts on a model without weights, whose classes take seconds to import
+    from cluster.memory import (  # counts on a model without weights, whose classes take seconds to import
+        ModelSizes,
+        needs,
+    )
     from policy.janus import check_checkpoint
 
     gpu_gb = config.ray.gpu_memory_gb or _gpu_memory_gb()
     counted = {one.name: check_reward(one).parameters(one.options) for one in config.rewards.services}
-    pools = needs(config, check_checkpoint(config.policy.checkpoint), counted)
-    return [Finding(f"memory of {pool.pool}", pool.line(gpu_gb), pool.fits(gpu_gb)) for pool in pools]
+    sizes = ModelSizes.of(check_checkpoint(config.policy.checkpoint), config)
+    model = f"{sizes.total / 1e6:,.1f} M parameters, {sizes.language / 1e6:,.1f} M of them the language model's"
+    pools = needs(config, sizes, counted)
+    lines = [Finding(f"memory of {pool.pool}", pool.line(gpu_gb), pool.fits(gpu_gb)) for pool in pools]
+    return [Finding("model", model), *lines]
 
 
 def uses_gpus(config: RunConfig) -> bool:

@@ -8,6 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # each command imports what it needs
+    from rich.console import Console
+
+    from cluster.config import RunConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -104,9 +110,18 @@ def _train(arguments: argparse.Namespace) -> int:
         f"bicot: [bold]{arguments.config}[/bold], {config.steps} steps into {config.folder}", soft_wrap=True
     )
     prepare(config)
+    _require(config, console)
     from cluster.job import run_job
 
     return run_job(config, console, resume=arguments.resume, fresh=arguments.fresh)
+
+
+def _require(config: RunConfig, console: Console) -> None:
+    """Refuse a wrong run before the system's own modules are imported, which takes seconds."""
+    console.print("checking config, prompts, rewards and checkpoint", style="dim")
+    from cluster.check import require
+
+    require(config)
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
@@ -114,21 +129,20 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     from cluster.console import own_console
     from cluster.environment import prepare
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, [*arguments.overrides, "ray.address=null"])
     console = own_console()
     console.print(
         f"bicot: rehearsing [bold]{arguments.config}[/bold] with tiny random models in {arguments.folder}",
         soft_wrap=True,
     )
+    prepare(config)
+    from cluster.job import run_job
+    from cluster.rehearsal import rehearsal
     from cluster.worker import log_to
 
     log_to(Path(arguments.folder) / "models.log")
-    from cluster.rehearsal import rehearsal
-
     small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)
-    prepare(small)
-    from cluster.job import run_job
-
+    _require(small, console)
     return run_job(small, console, resume=False, fresh=True)
 
 

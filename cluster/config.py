@@ -76,6 +76,10 @@ class RayConfig(_Config):
     )
     object_store_mb: int = Field(512, ge=80, description="Object store of a local cluster, in MiB.")
     start_deadline_s: float = Field(300.0, gt=0, description="Seconds within which every pool must be up.")
+    autoscaling: bool = Field(
+        False,
+        description="The cluster grows on demand: pools may ask for more than it has, and wait for it to start.",
+    )
     restarts: int = Field(3, ge=0, description="Dead or stuck actors that a pool replaces before the run ends.")
 
 
@@ -129,6 +133,8 @@ class RunConfig(_Config):
         names = [service.name for service in self.rewards.services]
         if self.held_out and self.held_out.metric not in names:
             raise ValueError(f"held_out.metric: {self.held_out.metric!r} is none of the reward services {names}")
+        if self.learner.lora and self.policy.trained != "language_model":
+            raise ValueError("learner.lora: an adapter trains the language model alone; set policy.trained so")
         ahead = self.rollout.groups_per_step * (self.rollout.staleness + 1)
         if self.buffer.capacity < ahead:
             raise ValueError(

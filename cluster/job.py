@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.check import require
 from cluster.config import RunConfig
 from cluster.console import RunDisplay, held_out_table
 from cluster.environment_facts import write_environment
@@ -34,14 +33,12 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int:
     """Run a training job to its end; the exit code. What libraries print goes to the run folder's logs.
 
-    A run that fails tells its console in a sentence.
+    A run that fails tells its console in a sentence. `check.require` came before.
 
     Raises:
-        RunError: something is wrong before anything was started.
+        RunError: the folder holds another run.
     """
-    console.print("checking config, prompts, rewards and checkpoint", style="dim")
     folder = RunFolder(config.folder)
-    require(config)
     folder.create(config, resume, fresh)
     log_to(folder.logs / "driver.log")
     display = RunDisplay(console, config.steps, config.held_out.metric if config.held_out else None)
@@ -79,6 +76,7 @@ class _Job:
         began = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             system = await System.start(self.config, self.folder, self.display, stack, self.resume)
+            self._stop_on_signals()  # again: Ray's own SIGTERM handler ends the process within three seconds
             write_environment(self.folder)
             if system.telemetry.address:
                 self.display.say(
@@ -101,8 +99,10 @@ class _Job:
             seconds = time.monotonic() - trained
             if self.progress.step < self.config.steps:
                 return None
-            self.display.phase("scoring held-out prompts")
-            await self._score(system, self.progress.step, "test")
+            if "test" in system.splits:
+                self.display.phase("scoring held-out prompts")
+                await self._score(system, self.progress.step, "test")
+            self.display.phase("writing the policy")
             await system.ranks.export()
             return self._summary(self.progress.step - first, seconds, time.monotonic() - began)
 

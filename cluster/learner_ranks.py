@@ -30,7 +30,7 @@ class LearnerRanks:
         }
         spec = PoolSpec(
             "learner", "learner.actor:LearnerRank", arguments, learner.ranks, learner.cpus, learner.gpus,
-            learner.threads, learner.deadline_s, concurrent=False, ranked=True,
+            learner.threads, learner.deadline_s, concurrent=False, ranked=True, resources=learner.resources,
         )  # fmt: skip
         self.pool = Pool(spec, folder.logs, restarts=0)
 
@@ -41,7 +41,7 @@ class LearnerRanks:
         nodes = await asyncio.gather(*(pool.node_of(replica) for replica in pool.replicas))
         host = nodes[0] if len(set(nodes)) > 1 else "127.0.0.1"
         endpoint = await self._first("address", host, work="rendezvous")
-        await self._all("setup", endpoint, work="start-up")
+        await pool.everywhere("setup", endpoint, work="start-up", deadline_s=deadline_s)  # loads the model
 
     async def train(self, groups: int) -> dict[str, float]:
         """Claim `groups` groups, take a step on them, acknowledge them; the step's statistics."""

@@ -38,6 +38,7 @@ class PoolSpec:
     deadline_s: float
     concurrent: bool = True
     ranked: bool = False
+    resources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -127,8 +128,10 @@ class Pool:
             except ReplicaLost as error:
                 await self._replace(replica, error)
 
-    async def everywhere(self, method: str, *args: Any, work: str) -> list[Any]:
+    async def everywhere(self, method: str, *args: Any, work: str, deadline_s: float | None = None) -> list[Any]:
         """Run a method on every replica at once, and on the new one where a replica dies meanwhile.
+
+        It has the pool's deadline, or one of its own.
 
         Raises:
             StageError: as `call`.
@@ -138,7 +141,7 @@ class Pool:
             while True:
                 replica = self.replicas[number]
                 try:
-                    return await self._ask(replica, method, args, work, self.spec.deadline_s)
+                    return await self._ask(replica, method, args, work, deadline_s or self.spec.deadline_s)
                 except ReplicaLost as error:
                     await self._replace(replica, error)
 
@@ -172,6 +175,7 @@ class Pool:
         actor = actor_class.options(
             num_cpus=spec.cpus,
             num_gpus=spec.gpus,
+            resources=spec.resources,
             max_restarts=0,
             runtime_env={"env_vars": threads},
             **({"max_concurrency": 1000} if spec.concurrent else {}),

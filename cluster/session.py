@@ -6,40 +6,56 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import ray
 
+from actors.config import ImageConfig, SemanticConfig
 from cluster.config import RunConfig
 from cluster.environment import cluster_address
 from cluster.errors import RunError
+from learner.config import LearnerConfig
+from rewards.config import RewardConfig
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 2
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """CPU cores and GPUs, as Ray counts them."""
+    """CPU cores, GPUs and custom resources, as Ray counts them."""
 
     cpus: float
     gpus: float
+    custom: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        custom = [f"{value:g} {name}" for name, value in self.custom.items()]
+        return ", ".join([f"{self.cpus:g} CPUs and {self.gpus:g} GPUs", *custom])
+
+    def kinds(self) -> dict[str, float]:
+        """Amount by name, as an error would call it."""
+        return {"CPUs": self.cpus, "GPUs": self.gpus, **self.custom}
 
 
 def needed(config: RunConfig) -> dict[str, Resources]:
     """What each pool of a run reserves, all its replicas together."""
-    pools = {"image": config.image, **({"semantic": config.semantic} if config.semantic.enabled else {})}
-    table = {name: Resources(pool.replicas * pool.cpus, pool.replicas * pool.gpus) for name, pool in pools.items()}
-    learner = config.learner
-    table["learner"] = Resources(learner.ranks * learner.cpus, learner.ranks * learner.gpus)
+    pools: dict[str, ImageConfig | SemanticConfig] = {"image": config.image}
+    if config.semantic.enabled:
+        pools["semantic"] = config.semantic
+    table = {name: _times(pool.replicas, pool) for name, pool in pools.items()}
+    table["learner"] = _times(config.learner.ranks, config.learner)
     for service in config.rewards.services:
-        table[f"reward {service.name}"] = Resources(service.replicas * service.cpus, service.replicas * service.gpus)
+        table[f"reward {service.name}"] = _times(service.replicas, service)
     return table
+
+
+def _times(count: int, one: ImageConfig | SemanticConfig | LearnerConfig | RewardConfig) -> Resources:
+    custom = {name: count * amount for name, amount in one.resources.items()}
+    return Resources(count * one.cpus, count * one.gpus, custom)
 
 
 def check_fits(config: RunConfig, cluster: Resources) -> None:
@@ -48,15 +64,16 @@ def check_fits(config: RunConfig, cluster: Resources) -> None:
     Raises:
         RunError: names both sums and the largest pool.
     """
-    table = needed(config)
-    for kind in ("cpus", "gpus"):
-        total = sum(getattr(pool, kind) for pool in table.values())
-        if total > getattr(cluster, kind) + 1e-6:
-            largest = max(table, key=lambda name: getattr(table[name], kind))
+    table = {name: pool.kinds() for name, pool in needed(config).items()}
+    has = cluster.kinds()
+    for kind in dict.fromkeys(kind for pool in table.values() for kind in pool):
+        share = {name: pool.get(kind, 0.0) for name, pool in table.items()}
+        total, largest = sum(share.values()), max(share, key=share.__getitem__)
+        if total > has.get(kind, 0.0) + 1e-6:
             raise RunError(
-                f"the pools ask for {total:g} {kind.upper()[:-1]}s together and the cluster has "
-                f"{getattr(cluster, kind):g}; the largest is {largest} with {getattr(table[largest], kind):g}: "
-                "lower its replicas or its share, or use a larger cluster"
+                f"the pools ask for {total:g} {kind} together and the cluster has {has.get(kind, 0.0):g}; the "
+                f"largest is {largest} with {share[largest]:g}: lower its replicas or its share, or use a larger "
+                "cluster"
             )
 
 
@@ -97,7 +114,8 @@ class RaySession:
         session = cls(temporary)
         try:
             total = ray.cluster_resources()
-            check_fits(config, Resources(total.get("CPU", 0.0), total.get("GPU", 0.0)))
+            if not config.ray.autoscaling:
+                check_fits(config, Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), total))
         except RunError:
             session.close()
             raise

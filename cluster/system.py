@@ -64,7 +64,7 @@ class System:
         telemetry = Telemetry(folder, config, name)
         stack.callback(telemetry.close)
         display.phase("starting Redis and Ray")
-        url = config.buffer.url or _own_redis(folder, stack)
+        url = config.buffer.address() or _own_redis(folder, stack)
         buffer = TrajectoryBuffer(url, name, config.buffer.capacity, reconnect_s=config.buffer.reconnect_s)
         stack.callback(buffer.close)
         session = RaySession.start(config)
@@ -193,7 +193,7 @@ def _specs(config: RunConfig) -> list[PoolSpec]:
     specs = [
         PoolSpec(
             "image", "actors.image_actor:ImageActor", {"policy": config.policy, "image": image},
-            image.replicas, image.cpus, image.gpus, image.threads, image.deadline_s,
+            image.replicas, image.cpus, image.gpus, image.threads, image.deadline_s, resources=image.resources,
         )
     ]  # fmt: skip
     if semantic.enabled:
@@ -201,6 +201,7 @@ def _specs(config: RunConfig) -> list[PoolSpec]:
             PoolSpec(
                 "semantic", "actors.semantic_actor:SemanticActor", {"policy": config.policy, "semantic": semantic},
                 semantic.replicas, semantic.cpus, semantic.gpus, semantic.threads, semantic.deadline_s,
+                resources=semantic.resources,
             )
         )  # fmt: skip
     return specs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 
 class _Config(BaseModel):
@@ -96,6 +96,9 @@ class LearnerConfig(_Config):
     ranks: int = Field(default=1, ge=1, description="Learner processes; each is one data-parallel rank.")
     cpus: float = Field(default=1, ge=0, description="CPUs that Ray reserves for one rank.")
     gpus: float = Field(default=0, ge=0, description="GPUs that Ray reserves for one rank.")
+    resources: dict[str, PositiveFloat] = Field(
+        default={}, description="Custom Ray resources of one rank, to place ranks on nodes that offer them."
+    )
     threads: int = Field(default=1, ge=1, description="torch threads of one rank.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0, description="DeepSpeed ZeRO stage; with bfloat16 weights 0 acts as 1."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 Scoring = Literal["paper", "t2i_r1_code"]
 """Whose rules turn what the models see into scores; docs/rewards.md lists the differences."""
@@ -31,6 +31,9 @@ class RewardConfig(_Config):
     replicas: int = Field(1, ge=1, description="processes that run this reward, each with the resources below")
     cpus: float = Field(1.0, ge=0, description="CPU cores that Ray reserves for a replica; fractions too")
     gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for a replica; fractions share a GPU")
+    resources: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="custom Ray resources of a replica, to place it on nodes that offer them"
+    )
     threads: int = Field(1, ge=1, description="threads a replica computes with (OpenMP, torch)")
     batch_size: int = Field(32, ge=1, description="most pictures in one call of the model, from one group or several")
     batch_wait_s: float = Field(

@@ -139,6 +139,7 @@ def _deployment(config: RewardConfig) -> serve.Deployment:
         ray_actor_options={
             "num_cpus": config.cpus,
             "num_gpus": config.gpus,
+            "resources": config.resources,
             "runtime_env": {"env_vars": dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(config.threads))},
         },
         max_ongoing_requests=max(64, config.batch_size),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli import main
 from cluster.config import ConfigError, dump_config, load_config
 from cluster.errors import RunError
 from cluster.prompt_order import PromptOrder
@@ -122,7 +123,6 @@ GOOD_ROW = json.dumps({"prompt": "a red circle", "task_type": "object", "nouns":
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["learner.optimiser.lr=1"], "learner.optimiser: unknown key"),
         (["policy.checkpoint=nowhere"], "policy.checkpoint: nowhere is not a folder"),
         (["prompts.train=nowhere.jsonl"], "nowhere.jsonl: no such prompt file"),
         (["prompts.train={empty}"], "the prompt file is empty"),
@@ -132,18 +132,34 @@ GOOD_ROW = json.dumps({"prompt": "a red circle", "task_type": "object", "nouns":
         (["rewards.services.0.target=shapes.rewards:Nothing"], "has no class 'Nothing'"),
     ],
 )
-def test_a_wrong_run_ends_with_one_sentence(tmp_path: Path, overrides: list[str], sentence: str) -> None:
+def test_a_wrong_run_ends_with_one_sentence(
+    tmp_path: Path,
+    overrides: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything starts; in this process, whose environment is put back."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(ROOT)
     files = {
         "empty": write(tmp_path / "empty.jsonl"),
         "malformed": write(tmp_path / "malformed.jsonl", GOOD_ROW, "{not json"),
     }
     filled = [override.format(**files) for override in overrides]
-    done = bicot("train", "deploy/runs/shapes.yaml", f"folder={tmp_path / 'run'}", *filled)
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("bicot: ")]
-    assert len(lines) == 1 and sentence in lines[0], done.stderr
-    assert "Traceback" not in done.stderr and "secret" not in done.stderr + done.stdout
+    assert main(["train", "deploy/runs/shapes.yaml", f"folder={tmp_path / 'run'}", *filled]) == 1
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if line.startswith("bicot: ")]
+    assert len(lines) == 1 and sentence in lines[0], told.err
+    assert "Traceback" not in told.err and "secret" not in told.err + told.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_key_ends_the_command() -> None:
+    done = bicot("train", "deploy/runs/shapes.yaml", "learner.optimiser.lr=1")
+    assert done.returncode == 1 and "learner.optimiser: unknown key" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
 
 
 @pytest.mark.skipif(not T2I_R1.is_file(), reason="../shared/data/t2i_r1/train.jsonl is absent")

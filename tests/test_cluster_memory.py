@@ -45,7 +45,7 @@ def recipe(name: str, *overrides: str) -> RunConfig:
 
 
 def pools(config: RunConfig, size: str) -> dict[str, Need]:
-    return {need.pool: need for need in needs(config, janus_pro(size), REWARDS)}
+    return {need.pool: need for need in needs(config, ModelSizes.of(janus_pro(size), config), REWARDS)}
 
 
 def test_parameters_are_counted_from_the_config() -> None:

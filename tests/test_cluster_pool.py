@@ -21,7 +21,7 @@ TESTS = str(Path(__file__).parent)
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.init(
         "local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
-        object_store_memory=100 << 20, runtime_env={"env_vars": {"PYTHONPATH": TESTS}},
+        object_store_memory=100 << 20, resources={"shelf": 1}, runtime_env={"env_vars": {"PYTHONPATH": TESTS}},
     )  # fmt: skip
     yield
     ray.shutdown()
@@ -50,6 +50,17 @@ def test_calls_spread_over_replicas_and_errors_name_the_stage(tmp_path: Path) ->
         with pytest.raises(StageError, match=r"echo: sum failed .* raised ValueError: no such thing"):
             await pool.call("fail", work="sum")
         assert pool.restarts == 0
+        pool.close()
+
+    asyncio.run(main())
+
+
+def test_a_pool_reserves_custom_resources(tmp_path: Path) -> None:
+    async def main() -> None:
+        spec = PoolSpec("echo", "pool_target:Target", {"base": 0}, 2, 0.1, 0, 1, 60, resources={"shelf": 0.25})
+        pool = Pool(spec, tmp_path, restarts=0)
+        await pool.start(120)
+        assert ray.available_resources()["shelf"] == 0.5
         pool.close()
 
     asyncio.run(main())

@@ -50,9 +50,15 @@ def steps(run: RunFolder) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_the_released_scripts_choices_with_all_four_rewards(tmp_path: Path) -> None:
-    """The original layout, two ZeRO-3 ranks in bfloat16, top-k plans, four reward models under the code's rules."""
-    instruction = f"policy.templates.instruction.file={DATA / 'reasoning_prompt.txt'}"
-    _, run = rehearse("t2i_r1_code", tmp_path, instruction, "--layout", "original")
+    """The original layout, two ZeRO-3 ranks in bfloat16, top-k plans, reward models under the code's rules.
+
+    But for the ORM, which under the code's rules is 0 unless a random model happens to say yes.
+    """
+    overrides = [
+        f"policy.templates.instruction.file={DATA / 'reasoning_prompt.txt'}",
+        "rewards.services.3.options.scoring=paper",
+    ]  # fmt: skip
+    _, run = rehearse("t2i_r1_code", tmp_path, *overrides, "--layout", "original")
     config = load_config(run.config)
     assert config.learner.zero_stage == 3 and config.learner.ranks == 2 and config.policy.dtype == "bfloat16"
     assert "{prompt}" in config.policy.templates.instruction
@@ -61,6 +67,7 @@ def test_the_released_scripts_choices_with_all_four_rewards(tmp_path: Path) -> N
     assert set(json.loads(run.summary.read_text())["rewards"]) == {"hps", "detector", "vqa", "orm"}
     for row in steps(run):
         assert all(row[f"reward_missing/{name}"] == 0 for name in ("hps", "detector", "vqa", "orm"))
+        assert 0 < row["reward/orm"] < 1 and 0 < row["reward/vqa"] < 1 and -1 < row["reward/hps"] < 1
         assert row["grad_norm"] > 0 and row["staleness/image"] == 0
         # bfloat16 in two implementations; float32 runs of the tests hold 1e-4.
         assert row["logprob_gap_max/semantic"] < 0.2 and row["logprob_gap_max/image"] < 0.2

@@ -106,13 +106,18 @@ def test_interrupted_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_pa
 
 
 def test_a_run_outlives_a_dead_actor_and_a_sleeping_reward(disturbed: Watched) -> None:
-    """The actor is replaced, the reward is missing and never 0, and staleness stays within its bound."""
+    """The actor is replaced, the reward is missing and never 0, and staleness stays within its bound.
+
+    SIGTERM ends it with a checkpoint, and not by the handler of Ray, which aborts the driver after three seconds.
+    """
     run = disturbed.run
+    assert list(run.folder.checkpoints.iterdir())
     rows = run.rows()
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and STEPS <= len(rows) < 60
     assert max(row["staleness/image"] for row in rows) <= 1 and max(row["staleness/semantic"] for row in rows) <= 1
     assert max(row["staleness/semantic"] for row in rows) > 0
-    assert "image-0 died" in (run.folder.logs / "driver.log").read_text()
+    log = (run.folder.logs / "driver.log").read_text()
+    assert "image-0 died" in log and "SIGTERM received" not in log
     for row in rows:
         assert row["reward_missing/attributes"] == 8 and "reward/attributes" not in row
         assert row["reward_missing/detector"] == 0 and row["grad_norm"] > 0

@@ -84,6 +84,12 @@ def test_queries_ask_for_the_catalogue_only_and_leave_nothing_out() -> None:
     assert {*METRICS, *RAY_METRICS} - families == {"bicot_held_out_step"}, "a metric that no dashboard shows"
     for file in RULES:
         assert set(re.findall(r"\bbicot_\w+", file.read_text())) <= series_names()
+    told = set(
+        re.findall(
+            r"`((?:bicot|ray)_\w+)`", (ROOT / "docs/operating.md").read_text("utf-8").split("## Ten questions")[1]
+        )
+    )
+    assert told <= {*METRICS, *RAY_METRICS}
 
 
 @pytest.mark.skipif(binary("promtool") is None, reason="no promtool here: see deploy/prometheus/install.sh")

@@ -30,7 +30,7 @@ class Watched:
 
 @pytest.fixture(scope="session")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A run whose image actor dies after step 2, and one of whose rewards sleeps throughout."""
+    """Its image actor dies after step 2, one of its rewards sleeps, and SIGTERM ends it after step `STEPS`."""
     folder = tmp_path_factory.mktemp("disturbed")
     port = free_port()
     page = f"http://127.0.0.1:{port}"
@@ -39,7 +39,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     prometheus = Prometheus(folder / "prometheus", f"{page}/targets") if binary("prometheus") else None
     start = time.time()
     run = Run(
-        folder / "run", "rollout.staleness=1", f"steps={STEPS}", "rewards.services.1.target=sleepy_reward:Sleepy",
+        folder / "run", "rollout.staleness=1", "steps=60", "rewards.services.1.target=sleepy_reward:Sleepy",
         "rewards.services.1.deadline_s=1", "rewards.services.1.retries=0", f"metrics.port={port}",
         f"held_out={{metric: strict, dev: {dev}, every: 2, samples: 2}}",
     )  # fmt: skip
@@ -49,11 +49,13 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             urllib.request.urlopen(f"{page}/{path}", timeout=10).read().decode() for path in ("metrics", "targets")
         ]
         os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
-        code = run.finish()
+        run.wait_for(STEPS)
+        os.kill(run.process.pid, signal.SIGTERM)
+        code = run.finish(120)
     except BaseException:
         run.kill()
         raise
-    assert code == 0, run.text()
+    assert code == 130, run.text()
     yield Watched(run, *seen, prometheus, start, time.time())
     if prometheus:
         prometheus.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from transport.errors import RedisUnavailable
 
 
 class _Config(BaseModel):
@@ -16,7 +19,8 @@ class BufferConfig(_Config):
 
     url: str | None = Field(
         None,
-        description="redis://[user:password@]host:port/db, rediss:// for TLS; without it the run starts a Redis",
+        description="redis://[user:password@]host:port/db, rediss:// for TLS, or env:NAME: the URL stands in that "
+        "environment variable, and its password in no file; without it the run starts a Redis",
     )
     capacity: int = Field(
         256, ge=1, description="groups in the buffer, claimed ones included; must hold a step's groups; more wait"
@@ -27,6 +31,21 @@ class BufferConfig(_Config):
     reconnect_s: float = Field(
         10.0, gt=0, description="seconds that a call keeps trying while Redis does not answer, before it fails"
     )
+
+    def address(self) -> str | None:
+        """The URL itself, also where `url` names an environment variable.
+
+        Raises:
+            RedisUnavailable: that variable is not set.
+        """
+        if self.url is None or not self.url.startswith("env:"):
+            return self.url
+        name = self.url.removeprefix("env:")
+        if not os.environ.get(name):
+            raise RedisUnavailable(
+                f"buffer.url: the environment variable {name} is not set; set it to a redis:// URL"
+            )
+        return os.environ[name]
 
 
 class WeightsConfig(_Config):
