@@ -1,6 +1,6 @@
 # Needs Python 3.11 or later, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint warm-start requirements clean
+.PHONY: help setup demo test lint warm-start metrics panels requirements clean
 
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
@@ -21,6 +21,8 @@ help:
 	@echo "make test        set up, then lint, types, import contracts and all tests"
 	@echo "make setup       install the pinned CPU environment into .venv"
 	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
+	@echo "make metrics     make docs/metrics.md and the Grafana dashboards again"
+	@echo "make panels      make docs/panels again, from a small run that a Prometheus watches (a few minutes)"
 	@echo "make requirements  resolve requirements/cpu.txt and requirements/gpu.txt again"
 
 setup: .venv/.installed
@@ -41,11 +43,19 @@ test: setup lint
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy policy transport actors learner rewards shapes cluster
+	@$(BIN)/mypy policy transport actors learner rewards shapes cluster deploy
 	@$(BIN)/lint-imports
 
 warm-start: setup
 	@$(BIN)/python -m shapes.warm_start --out shapes/checkpoint
+
+metrics: setup
+	@$(BIN)/python -m cluster.metrics_catalogue > docs/metrics.md
+	@$(BIN)/python -m deploy.grafana.build
+
+panels: setup
+	@deploy/prometheus/install.sh .venv/prometheus
+	@BICOT_PANELS=docs/panels $(BIN)/python -m pytest tests/test_metrics_live.py
 
 COMPILE = $(UV) pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --no-header --no-annotate --quiet

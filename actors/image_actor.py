@@ -168,7 +168,9 @@ class ImageActor:
 
     def metrics(self) -> dict[str, float]:
         """Counters since the start; `sync_s` is how long the last weight update took, waiting included."""
-        return self._loop.metrics() | {"sync_s": self._sync_s, "weight_version": float(self._painter.version)}
+        drawn = self._loop.metrics()
+        tokens = drawn["row_steps"]  # every picture gets one token a step
+        return drawn | {"tokens": tokens, "sync_s": self._sync_s, "weight_version": float(self._painter.version)}
 
     def ping(self) -> bool:
         """Answers while the process lives."""

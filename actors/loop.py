@@ -101,14 +101,14 @@ class BatchLoop(Generic[Request, Result]):
         return (await self._finish([job], deadline_s))[0]
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the start, and the present depth of the queue; `occupancy` is requests a step."""
+        """Counters since the start, and the depth of the queue now; `row_steps` sums the requests of every step."""
         with self._ready:
             return {
                 "queued": float(len(self._queue)),
                 "running": float(len(self._running)),
                 "finished": float(self._finished),
                 "steps": float(self._steps),
-                "occupancy": self._row_steps / max(1, self._steps),
+                "row_steps": float(self._row_steps),
                 "busy_s": self._busy_s,
             }
 

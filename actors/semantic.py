@@ -28,6 +28,18 @@ from transport.weights.channel import Published, WeightManifest, WeightReceiver
 
 logger = logging.getLogger(__name__)
 
+_METRICS = {
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:kv_cache_usage_perc": "kv_cache_usage",
+    "vllm:num_preemptions": "preemptions",
+    "vllm:prompt_tokens": "prompt_tokens",
+    "vllm:generation_tokens": "generation_tokens",
+    "vllm:prefix_cache_queries": "prefix_cache_queries",
+    "vllm:prefix_cache_hits": "prefix_cache_hits",
+}
+"""vLLM's metrics that are passed on, and their names here; its kv_cache_usage_perc is a share of 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
@@ -97,6 +109,7 @@ class SemanticWriter:
                 gpu_memory_utilization=config.gpu_memory_utilization,
                 kv_cache_memory_bytes=None if config.gpus else int(config.kv_cache_gb * 2**30),
                 weight_transfer_config=WeightTransferConfig(backend=register()),
+                disable_log_stats=False,  # it keeps the metrics
             )
 
     @property
@@ -174,6 +187,11 @@ class SemanticWriter:
             raise
         self.version = version
         return version
+
+    def metrics(self) -> dict[str, float]:
+        """vLLM's own: counters since the start, and what is now."""
+        values = {_METRICS[one.name]: float(one.value) for one in self._llm.get_metrics() if one.name in _METRICS}
+        return {f"vllm_{name}": value for name, value in values.items()}
 
     def close(self) -> None:
         """End the workers of a tensor-parallel engine; the engine is then of no use."""

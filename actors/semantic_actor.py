@@ -93,13 +93,20 @@ class SemanticActor:
         return self._writer.version
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the start; `sync_s` is how long the last weight update took, waiting included."""
+        """Counters since the start; `sync_s` is how long the last weight update took, waiting included.
+
+        `vllm_...` are vLLM's own.
+        """
         version = -1 if self._writer.version is None else self._writer.version
-        return self._loop.metrics() | {
-            "tokens": float(self._tokens),
-            "sync_s": self._sync_s,
-            "weight_version": float(version),
-        }
+        return (
+            self._loop.metrics()
+            | self._writer.metrics()
+            | {
+                "tokens": float(self._tokens),
+                "sync_s": self._sync_s,
+                "weight_version": float(version),
+            }
+        )
 
     def ping(self) -> bool:
         """Answers while the process lives."""

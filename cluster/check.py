@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cluster.config import RunConfig
 from cluster.errors import RunError
 from cluster.session import check_fits, local_resources, needed
+from cluster.trackers import require_wandb
 from policy.prompts import PromptFileError, load_prompts, rows_by_task
 from rewards.base import RewardConfigError, check_reward
 from rewards.config import RewardConfig
@@ -47,6 +48,8 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
     look("resources", lambda: _resources(config))
     if config.buffer.url is not None:
         look("buffer", lambda: _redis(config))
+    if config.metrics.wandb:
+        look("metrics.wandb", _wandb)
     look("policy", lambda: _policy(config))
     if findings[-1].ok and (memory or uses_gpus(config)):
         findings += _memory(config)
@@ -100,6 +103,11 @@ def _redis(config: RunConfig) -> str:
     assert url
     check_redis(url, REDIS_DEADLINE_S)
     return "Redis answers"
+
+
+def _wandb() -> str:
+    require_wandb()
+    return "W&B is installed"
 
 
 def _policy(config: RunConfig) -> str:

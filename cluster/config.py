@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -89,6 +89,14 @@ class CheckpointConfig(_Config):
     every: int = Field(50, ge=1, description="Steps between two checkpoints; the last step always writes one.")
 
 
+class WandbConfig(_Config):
+    """Weights & Biases, which has to be installed beside bicot."""
+
+    project: str = Field(min_length=1, description="Project that the run belongs to.")
+    entity: str | None = Field(None, description="Team or user; W&B's default where it is left out.")
+    mode: Literal["online", "offline"] = Field("online", description="offline keeps the run in its folder.")
+
+
 class MetricsConfig(_Config):
     """What the run shows of itself."""
 
@@ -97,6 +105,7 @@ class MetricsConfig(_Config):
         0, ge=0, le=65535, description="Port of the /metrics page; 0 picks one, null serves none."
     )
     tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
+    wandb: WandbConfig | None = Field(None, description="Log to Weights & Biases as well.")
 
 
 class RunConfig(_Config):

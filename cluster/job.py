@@ -92,7 +92,6 @@ class _Job:
             async def after_step(step: int, row: dict[str, float]) -> None:
                 system.telemetry.step(row)
                 self.display.step(row)
-                await system.observe()
                 if self.config.held_out and step % self.config.held_out.every == 0:
                     await self._score(system, step, "dev")
 

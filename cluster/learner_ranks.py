@@ -32,11 +32,11 @@ class LearnerRanks:
             "learner", "learner.actor:LearnerRank", arguments, learner.ranks, learner.cpus, learner.gpus,
             learner.threads, learner.deadline_s, concurrent=False, ranked=True, resources=learner.resources,
         )  # fmt: skip
-        self._pool = Pool(spec, folder.logs, restarts=0)
+        self.pool = Pool(spec, folder.logs, restarts=0)
 
     async def start(self, deadline_s: float) -> None:
         """Start the ranks, and let them meet."""
-        pool = self._pool
+        pool = self.pool
         await pool.start(deadline_s)
         nodes = await asyncio.gather(*(pool.node_of(replica) for replica in pool.replicas))
         host = nodes[0] if len(set(nodes)) > 1 else "127.0.0.1"
@@ -72,10 +72,10 @@ class LearnerRanks:
 
     def close(self) -> None:
         """End the ranks."""
-        self._pool.close()
+        self.pool.close()
 
     async def _first(self, method: str, *args: Any, work: str) -> Any:
-        return await self._pool.tell(self._pool.replicas[0], method, *args, work=work)
+        return await self.pool.tell(self.pool.replicas[0], method, *args, work=work)
 
     async def _all(self, method: str, *args: Any, work: str) -> list[Any]:
-        return await self._pool.everywhere(method, *args, work=work)
+        return await self.pool.everywhere(method, *args, work=work)

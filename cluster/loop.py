@@ -12,11 +12,11 @@ from typing import Protocol
 from cluster.config import RunConfig
 from cluster.errors import StageError, first_cause
 from cluster.prompt_order import PromptOrder, Visit
+from cluster.rolled import RolledGroup
 from cluster.rollout import Rollout
 from cluster.step_row import step_row
 from transport.buffer import TrajectoryBuffer
 from transport.errors import TransportError
-from transport.trajectory import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class TrainingLoop:
     after_step: Callable[[int, dict[str, float]], Awaitable[None]]
     progress: Progress
     _appended: dict[int, asyncio.Event] = field(default_factory=dict)
-    _groups: dict[int, TrajectoryGroup] = field(default_factory=dict)
+    _rolled: dict[int, RolledGroup] = field(default_factory=dict)
 
     async def run(self) -> None:
         """
@@ -84,10 +84,11 @@ class TrainingLoop:
                     learned = await self.learners.train(size)
                     progress.step += 1
                     learned["seconds/publish"] = await self.learners.publish(progress.step)
-                    groups = [self._groups.pop(index) for index in batch]
+                    rolled = [self._rolled.pop(index) for index in batch]
                     for index in batch:
                         del self._appended[index]
-                    row = step_row(progress.step, groups, learned, waited, time.monotonic() - began)
+                    row = step_row(progress.step, rolled, learned, waited, time.monotonic() - began)
+                    self.rollout.telemetry.groups(rolled)
                     await self.after_step(progress.step, row)
                     if self._is_checkpoint(progress):
                         await self.learners.save(progress.step, progress.admitted)
@@ -121,16 +122,17 @@ class TrainingLoop:
 
     async def _roll_out(self, visit: Visit) -> None:
         """Roll a group out and append it behind its predecessor, so that the buffer holds groups in order."""
-        group = await self.rollout.group(visit)
+        rolled = await self.rollout.group(visit)
         before = self._appended.get(visit.index - 1)
         if before:
             await before.wait()
         start, deadline = time.monotonic(), self.config.buffer.deadline_s
         try:
-            await asyncio.to_thread(self.buffer.append, group, deadline)
+            with self.rollout.telemetry.stage("buffer"):
+                await asyncio.to_thread(self.buffer.append, rolled.group, deadline)
         except TransportError as error:
-            raise StageError("buffer", f"group {group.id}", time.monotonic() - start, str(error)) from error
-        self._groups[visit.index] = group
+            raise StageError("buffer", f"group {rolled.group.id}", time.monotonic() - start, str(error)) from error
+        self._rolled[visit.index] = rolled
         self._appended[visit.index].set()
 
 

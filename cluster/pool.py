@@ -59,6 +59,10 @@ class Replica:
             self.since = time.monotonic()
         self.busy += 1
 
+    def busy_seconds(self) -> float:
+        """Seconds with a call under way, up to now."""
+        return self.busy_s + (time.monotonic() - self.since if self.busy else 0.0)
+
     def leave(self) -> None:
         """A call has ended."""
         self.busy -= 1

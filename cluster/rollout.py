@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 
 from actors.requests import ImageOutput, ImageRequest, SemanticOutput, SemanticRequest
 from cluster.errors import StageError
+from cluster.picture_stats import look_at
 from cluster.pool import Pool
 from cluster.prompt_order import Visit
+from cluster.rolled import RolledGroup
 from cluster.telemetry import Telemetry
 from policy.pictures import to_png
 from policy.prompts import PromptRecord
@@ -36,7 +39,7 @@ class Rollout:
     group_size: int
     retries: int
 
-    async def group(self, visit: Visit) -> TrajectoryGroup:
+    async def group(self, visit: Visit) -> RolledGroup:
         """Roll out one visit to a prompt.
 
         Raises:
@@ -45,23 +48,31 @@ class Rollout:
         seeds = [member_seed(self.seed, visit.prompt.id, visit.visit, number) for number in range(self.group_size)]
         for attempt in range(self.retries + 1):
             try:
-                members = await self.members(visit.prompt, seeds, visit.group_id)
-                return TrajectoryGroup(visit.group_id, visit.index, visit.visit, visit.prompt, members)
+                members, images = await self._stages(visit.prompt, seeds, visit.group_id, keep_pictures=False)
+                group = TrajectoryGroup(visit.group_id, visit.index, visit.visit, visit.prompt, members)
+                looks = await asyncio.to_thread(look_at, [image.picture for image in images])
+                self.telemetry.count("bicot_groups_total")
+                return RolledGroup(group, looks)
             except StageError as error:
                 if attempt == self.retries:
                     raise
                 logger.warning("group %s, try %d: %s\n%s", visit.group_id, attempt + 1, error, error.log_tail)
-                self.telemetry.count("group_retries")
+                self.telemetry.count("bicot_group_retries_total")
         raise AssertionError("unreachable")
 
     async def members(
         self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool = False
     ) -> tuple[Member, ...]:
         """Roll out one member a seed, score them together, and keep their pictures as PNG if asked to."""
+        return (await self._stages(prompt, seeds, work, keep_pictures))[0]
+
+    async def _stages(
+        self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool
+    ) -> tuple[tuple[Member, ...], list[ImageOutput]]:
         cots = await self._write(prompt, seeds, work)
         images = await self._draw(prompt, cots, seeds, work)
         scores = await self._score(prompt, images, work)
-        return tuple(
+        members = tuple(
             Member(
                 seed=seed,
                 semantic=cot.segment if cot else None,
@@ -72,6 +83,7 @@ class Rollout:
             )
             for seed, cot, image, rewards in zip(seeds, cots, images, scores, strict=True)
         )
+        return members, images
 
     async def _write(self, prompt: PromptRecord, seeds: Sequence[int], work: str) -> list[SemanticOutput | None]:
         if self.semantic is None:
@@ -88,7 +100,7 @@ class Rollout:
         requests = [ImageRequest(prompt.prompt, text, seed) for text, seed in zip(texts, seeds, strict=True)]
         with self.telemetry.stage("image"):
             images: list[ImageOutput] = await self.image.call("sample", requests, work=f"group {work}")
-        self.telemetry.count("pictures", len(images))
+        self.telemetry.count("bicot_pictures_total", len(images))
         return images
 
     async def _score(
@@ -99,7 +111,11 @@ class Rollout:
             with self.telemetry.stage("rewards"):
                 scored = await score_group(self.rewards, [one.picture for one in images], [prompt] * len(images))
         except EnsembleFailure as error:
+            for name in error.failures:
+                self.telemetry.count("bicot_reward_failures_total", reward=name)
             raise StageError("rewards", f"group {work}", time.monotonic() - start, str(error)) from error
+        for name, seconds in scored.seconds.items():
+            self.telemetry.observe("bicot_reward_seconds", seconds, reward=name, task_type=prompt.task_type)
         for name in scored.failures:
-            self.telemetry.count("reward_failures", reward=name)
+            self.telemetry.count("bicot_reward_failures_total", reward=name)
         return scored.rewards

@@ -31,6 +31,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.report = self.path / "report.html"
         self.policy = self.path / "policy"
+        self.targets = self.path / "targets.json"
 
     def create(self, config: RunConfig, resume: bool, fresh: bool) -> None:
         """Make the folder and write the resolved config.

@@ -126,6 +126,17 @@ class RaySession:
         """Machines of the cluster that are up."""
         return sum(node["Alive"] for node in ray.nodes())
 
+    def own_address(self) -> str:
+        """The address under which the cluster's machines reach this one."""
+        return str(ray.util.get_node_ip_address())
+
+    def metrics_targets(self) -> list[str]:
+        """ "host:port" of every live machine's page of Ray's own metrics."""
+        if not ray.is_initialized():
+            return []
+        nodes = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort")]
+        return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes)
+
     def close(self) -> None:
         """Disconnect; stop the cluster if this session started it."""
         ray.shutdown()

@@ -6,58 +6,59 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-import torch
-
-from transport.trajectory import TrajectoryGroup
+from cluster.group_metrics import NO_SPREAD
+from cluster.rolled import RolledGroup
 
 
 def step_row(
-    step: int, groups: Sequence[TrajectoryGroup], learned: dict[str, float], waited: float, seconds: float
+    step: int, rolled: Sequence[RolledGroup], learned: dict[str, float], waited: float, seconds: float
 ) -> dict[str, float]:
     """Everything one step is reported by.
 
     `waited` are the seconds that the learner stood idle for trajectories, `seconds` the whole step's. Rewards are
     means over the members that have them; staleness is in versions; `zero_spread/NAME` is the share of groups whose
     members all got the same reward, and `diversity/image_tokens` the mean share of differing tokens between the
-    pictures of a group.
+    pictures of a group. `picture/...` are means of what `picture_stats.Look` holds.
     """
-    members = [member for group in groups for member in group.members]
+    members = [member for one in rolled for member in one.group.members]
+    looks = [look for one in rolled for look in one.looks]
+    images = [member.image for member in members]
     row: dict[str, float] = {
         "step": step,
         "seconds/step": seconds,
         "seconds/wait_for_rollout": waited,
         "pictures_per_s": len(members) / seconds,
-        "diversity/image_tokens": fmean(_diversity(group) for group in groups),
-        "staleness/image": fmean(step - 1 - member.image.weight_version for member in members),
+        "diversity/image_tokens": fmean(one.diversity for one in rolled),
+        "picture/entropy": fmean(look.entropy for look in looks),
+        "picture/edges": fmean(look.edges for look in looks),
+        "cot/image_tokens": fmean(len(segment.token_ids) for segment in images),
+        **_staleness("image", [step - 1 - segment.weight_version for segment in images]),
     }
     written = [member.semantic for member in members if member.semantic]
     if written:
-        row["staleness/semantic"] = fmean(step - 1 - segment.weight_version for segment in written)
+        row |= _staleness("semantic", [step - 1 - segment.weight_version for segment in written])
         row["cot/tokens"] = fmean(len(segment.token_ids) for segment in written)
         row["cot/cut_off"] = fmean(segment.finish_reason == "length" for segment in written)
-    row |= _rewards(groups)
+    row |= _rewards(rolled)
     return row | learned
 
 
-def _rewards(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
+def _staleness(segment: str, versions: Sequence[int]) -> dict[str, float]:
+    return {f"staleness/{segment}": fmean(versions), f"staleness_max/{segment}": float(max(versions))}
+
+
+def _rewards(rolled: Sequence[RolledGroup]) -> dict[str, float]:
     values: dict[str, list[float]] = defaultdict(list)
     spreads: dict[str, list[float]] = defaultdict(list)
     missing: dict[str, int] = defaultdict(int)
-    for group in groups:
-        for name in group.members[0].rewards:
-            given = [score for member in group.members if (score := member.rewards[name]) is not None]
-            missing[name] += len(group.members) - len(given)
+    for one in rolled:
+        for name, scores in one.rewards().items():
+            given = [score for score in scores if score is not None]
+            missing[name] += len(scores) - len(given)
             values[name] += given
             if given:
                 spreads[name].append(pstdev(given))
     row = {f"reward/{name}": fmean(scores) for name, scores in values.items() if scores}
     row |= {f"reward_missing/{name}": float(count) for name, count in missing.items()}
-    row |= {f"zero_spread/{name}": fmean(one < 1e-6 for one in spread) for name, spread in spreads.items() if spread}
-    return row
-
-
-def _diversity(group: TrajectoryGroup) -> float:
-    tokens = torch.stack([member.image.token_ids for member in group.members])
-    differ = (tokens.unsqueeze(0) != tokens.unsqueeze(1)).float().mean(-1)
-    pairs = len(tokens) * (len(tokens) - 1)
-    return float(differ.sum() / pairs)
+    shares = {name: fmean(one < NO_SPREAD for one in spread) for name, spread in spreads.items() if spread}
+    return row | {f"zero_spread/{name}": share for name, share in shares.items()}

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Self
 
@@ -18,6 +18,7 @@ from cluster.errors import RunError
 from cluster.held_out import HeldOut, HeldOutScores
 from cluster.learner_ranks import LearnerRanks
 from cluster.loop import Progress, TrainingLoop
+from cluster.observer import Observer
 from cluster.pool import Pool, PoolSpec, Replica
 from cluster.prompt_order import PromptOrder
 from cluster.rollout import Rollout
@@ -59,10 +60,10 @@ class System:
         Raises:
             RunError: a part could not start, or the pools do not fit the cluster.
         """
-        telemetry = Telemetry(folder, config.metrics)
+        name = run_name(folder)
+        telemetry = Telemetry(folder, config, name)
         stack.callback(telemetry.close)
         display.phase("starting Redis and Ray")
-        name = run_name(folder)
         url = config.buffer.address() or _own_redis(folder, stack)
         buffer = TrajectoryBuffer(url, name, config.buffer.capacity, reconnect_s=config.buffer.reconnect_s)
         stack.callback(buffer.close)
@@ -71,6 +72,8 @@ class System:
         if config.buffer.url is None and session.nodes() > 1:
             raise RunError("buffer.url: a run on several machines needs the URL of a Redis that all of them reach")
 
+        telemetry.discover(session.own_address, session.metrics_targets)
+
         display.phase("starting the pools: vLLM, image sampler, rewards, learner")
         ranks = LearnerRanks(config, folder, url, name)
         stack.callback(ranks.close)
@@ -78,6 +81,8 @@ class System:
         pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, newest.welcome) for spec in _specs(config)}
         for pool in pools.values():
             stack.callback(pool.close)
+        for pool in (ranks.pool, *pools.values()):
+            telemetry.watch(pool)
         deadline_s = config.ray.start_deadline_s
         actors = asyncio.gather(ranks.start(deadline_s), *(pool.start(deadline_s) for pool in pools.values()))
         if any(service.gpus for service in config.rewards.services):
@@ -98,6 +103,10 @@ class System:
         if resume:
             await system._restore()
         await system.publish(system.position)
+        telemetry.ready(system.position)
+        observer = Observer(telemetry, pools, buffer, services.clients)
+        await observer.observe()
+        stack.push_async_callback(_ended, asyncio.create_task(observer.forever(), name="observer"))
         return system
 
     async def run(self, progress: Progress, after_step: Callable[[int, dict[str, float]], Awaitable[None]]) -> None:
@@ -111,25 +120,21 @@ class System:
     async def publish(self, version: int) -> float:
         """Hand the learner's weights to every actor as `version`; the seconds that it took."""
         start = time.monotonic()
-        self.newest.published = await self.ranks.publish(version)
+        published = self.newest.published = await self.ranks.publish(version)
+        published_s = time.monotonic() - start
         work = f"weights {version}"
         await asyncio.gather(
-            *(pool.everywhere("apply_weights", self.newest.published, work=work) for pool in self.pools.values())
+            *(pool.everywhere("apply_weights", published, work=work) for pool in self.pools.values())
         )
-        return time.monotonic() - start
+        seconds = time.monotonic() - start
+        self.telemetry.published(version, published.bytes, published_s, seconds - published_s)
+        return seconds
 
     async def save(self, step: int, admitted: int) -> None:
         """Checkpoint the learner with the position in prompt order and buffer."""
+        start = time.monotonic()
         await self.ranks.save(step, {"step": step, "admitted": admitted, "seed": self.config.seed})
-
-    async def observe(self) -> None:
-        """Show what the pools and the buffer say of themselves."""
-        for pool in self.pools.values():
-            self.telemetry.tell_pool(pool)
-            for replica, values in zip(pool.replicas, await pool.everywhere("metrics", work="metrics"), strict=True):
-                self.telemetry.tell(pool.name, replica.name, values)
-        stats = await asyncio.to_thread(self.buffer.stats)
-        self.telemetry.tell("buffer", "", {f"buffer_{name}": value for name, value in asdict(stats).items()})
+        self.telemetry.checkpoint(step, time.time(), time.monotonic() - start)
 
     async def score(self, split: str, step: int) -> HeldOutScores:
         """Score a split of held-out prompts at the present weights, and record it."""
@@ -160,6 +165,11 @@ class _Newest:
     async def welcome(self, pool: Pool, replica: Replica) -> None:
         if self.published:
             await pool.tell(replica, "apply_weights", self.published, work=f"weights {self.published.version}")
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def run_name(folder: RunFolder) -> str:

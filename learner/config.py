@@ -118,6 +118,9 @@ class LearnerConfig(_Config):
     deadline_s: float = Field(
         default=600, gt=0, description="Seconds that any collective or wait of the learner may take."
     )
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="Peak of one rank's device, for its MFU; by default that of a GPU we know."
+    )
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What is optimised.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How it is optimised.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that stay on disk.")

@@ -25,6 +25,7 @@ from learner.advantages import GroupAdvantages, group_advantages
 from learner.batching import SEGMENTS, BatchPlan, MicroBatch, Segment, plan_batch, training_rows
 from learner.config import LearnerConfig
 from learner.export import export_policy
+from learner.mfu import MfuMeter
 from learner.objective import SegmentStats, segment_loss
 from learner.scorer import SegmentScorer, checkpoint_layers, heads
 from learner.zero import frozen_engine, gathered, train_engine, whole_shape
@@ -71,6 +72,8 @@ class LearnerEngine:
         parameters = self._parameters()
         for parameter in parameters.values():
             parameter.requires_grad_(True)
+        beta = config.objective.beta
+        self._mfu = MfuMeter(model.model.language_model.layers, beta > 0, config.peak_tflops)
         if config.gradient_checkpointing:
             checkpoint_layers(model)
         scorer = SegmentScorer(model, policy.layout)
@@ -106,7 +109,7 @@ class LearnerEngine:
         Without a single member to train, no step is taken, and the metrics say so (`tokens` is 0).
 
         Returns:
-            Metrics of the whole batch, the same on every rank; `seconds/...` are this rank's.
+            Metrics of the whole batch, the same on every rank; `seconds/...` are this rank's, and `mfu` goes by them.
         """
         self._seconds.clear()
         objective = self.config.objective
@@ -195,6 +198,7 @@ class LearnerEngine:
         for segment, stats in totals.items():
             if stats.tokens:
                 metrics |= {f"{name}/{segment}": value for name, value in stats.per_token().items()}
+        metrics |= self._mfu.measure(plan, sum(self._seconds.values()))
         return metrics | {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
 
     def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:

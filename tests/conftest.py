@@ -23,6 +23,7 @@ from policy.prompts import PromptRecord
 from policy.tiny import tiny_janus
 
 torch.set_num_threads(1)
+pytest_plugins = ["watched_run"]
 
 SPECIAL = [
     "<bos>",

@@ -78,6 +78,7 @@ def test_groups_that_stream_in_share_a_batch_and_change_nothing(actor: ImageActo
     after = actor.metrics()
     assert after["finished"] == 48 and after["running"] == after["queued"] == 0
     assert after["steps"] - before["steps"] < 3 * 16, "groups have to overlap"
+    assert after["tokens"] - before["tokens"] == 24 * 16
 
 
 def test_an_update_waits_for_the_running_and_delays_the_next(actor: ImageActor, tiny_config: PolicyConfig) -> None:

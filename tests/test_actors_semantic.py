@@ -112,11 +112,13 @@ def test_groups_that_stream_in_are_decoded_together(loaded: Any) -> None:
     groups = run(stream())
     assert [ids for group in groups for ids in tokens(group)] == expected
     after = loaded.metrics()
-    occupancy = (after["occupancy"] * after["steps"] - before["occupancy"] * before["steps"]) / (
-        after["steps"] - before["steps"]
-    )
-    assert occupancy > 8, "groups of 8 have to share a batch"
+    row_steps, steps = (after[name] - before[name] for name in ("row_steps", "steps"))
+    assert row_steps / steps > 8, "groups of 8 have to share a batch"
     assert after["running"] == after["queued"] == 0
+    assert (
+        after["vllm_generation_tokens"] - before["vllm_generation_tokens"] == after["tokens"] - before["tokens"] > 0
+    )
+    assert after["vllm_running"] == after["vllm_waiting"] == after["vllm_kv_cache_usage"] == 0
 
 
 def test_a_sync_changes_the_distribution_between_batches(loaded: Any, tiny_policy: Policy) -> None:

@@ -4,100 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from run_process import ROOT, Run, alive, descendants
 from safetensors.torch import load_file
-
-from cluster.run_folder import RunFolder, read_json_lines
+from watched_run import STEPS, Watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parents[1]
-SMALL = [
-    "steps=4", "rollout.group_size=4", "rollout.groups_per_step=2", "held_out=null", "buffer.capacity=16",
-    "checkpoint.every=1", "learner.optimizer.lr=1e-3",
-]  # fmt: skip
-
-
-class Run:
-    """A `bicot train` process in a folder of its own."""
-
-    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        self.folder = RunFolder(folder)
-        self.output = folder.with_suffix(".out")
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **(env or {})}
-        environment.pop("RAY_ADDRESS", None)
-        command = [sys.executable, "-m", "cluster", "train", "deploy/runs/shapes.yaml", f"folder={folder}", *SMALL]
-        with self.output.open("a") as out:
-            self.process = subprocess.Popen(
-                [*command, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
-            )
-
-    def finish(self, deadline_s: float = 240) -> int:
-        """The exit code; the run must end by itself."""
-        try:
-            return self.process.wait(deadline_s)
-        finally:
-            self.kill()
-
-    def kill(self) -> None:
-        """kill -9 of every process of the run."""
-        for pid in descendants(self.process.pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        self.process.wait(30)
-
-    def wait_for(self, step: int, deadline_s: float = 300) -> None:
-        """Until that step's row is in the run's metrics."""
-        end = time.monotonic() + deadline_s
-        while not any(row["step"] >= step for row in self.rows()):
-            if self.process.poll() is not None or time.monotonic() > end:
-                self.kill()
-                pytest.fail(self.text())
-            time.sleep(0.05)
-
-    def pid_of(self, log: str) -> int:
-        """The process that keeps that log."""
-        match = re.search(r"process (\d+) starts", (self.folder.logs / log).read_text())
-        assert match
-        return int(match.group(1))
-
-    def rows(self) -> list[dict[str, Any]]:
-        return read_json_lines(self.folder.metrics)
-
-    def text(self) -> str:
-        return self.output.read_text()
-
-
-def descendants(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return found
-    for child in children:
-        found += descendants(int(child))
-    # Ray's raylet is a session of its own but still a child; workers are the raylet's children.
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
 
 
 def final_weights(run: Run) -> dict[str, torch.Tensor]:
@@ -187,28 +106,15 @@ def test_interrupted_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_pa
         assert torch.allclose(tensor, found[name], rtol=0, atol=1e-6), name
 
 
-def test_a_run_outlives_a_dead_actor_and_a_sleeping_reward(tmp_path: Path) -> None:
+def test_a_run_outlives_a_dead_actor_and_a_sleeping_reward(disturbed: Watched) -> None:
     """The actor is replaced, the reward is missing and never 0, and staleness stays within its bound.
 
     SIGTERM ends it with a checkpoint, and not by the handler of Ray, which aborts the driver after three seconds.
     """
-    run = Run(
-        tmp_path / "run", "rollout.staleness=1", "steps=60", "rewards.services.1.target=sleepy_reward:Sleepy",
-        "rewards.services.1.deadline_s=1", "rewards.services.1.retries=0",
-    )  # fmt: skip
-    run.wait_for(2)
-    address = re.search(r"metrics at (http://127.0.0.1:\d+/metrics)", run.text())
-    assert address
-    page = urllib.request.urlopen(address.group(1), timeout=10).read().decode()
-    assert 'bicot_stage_seconds_count{stage="image"}' in page and "bicot_pictures_total" in page
-    assert 'bicot_weight_version{pool="semantic",replica="semantic-0"}' in page and "bicot_buffer_depth" in page
-    os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
-    run.wait_for(6)
-    os.kill(run.process.pid, signal.SIGTERM)
-    assert run.finish(120) == 130, run.text()
+    run = disturbed.run
     assert list(run.folder.checkpoints.iterdir())
     rows = run.rows()
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and 6 <= len(rows) < 60
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and STEPS <= len(rows) < 60
     assert max(row["staleness/image"] for row in rows) <= 1 and max(row["staleness/semantic"] for row in rows) <= 1
     assert max(row["staleness/semantic"] for row in rows) > 0
     log = (run.folder.logs / "driver.log").read_text()

@@ -81,8 +81,10 @@ def test_loss_and_gradients(tiny_policy: Policy, name: str) -> None:
 
 def test_on_policy_the_ratio_is_one(tiny_policy: Policy) -> None:
     groups = random_groups(tiny_policy, groups=2, members=4, staleness=0)
-    engine = LearnerEngine(clone(tiny_policy), "language_model", LearnerConfig(micro_batch_tokens=200), total_steps=1)
+    config = LearnerConfig(micro_batch_tokens=200, peak_tflops=1.0)
+    engine = LearnerEngine(clone(tiny_policy), "language_model", config, total_steps=1)
     metrics = engine.step(groups, WEIGHTS)
+    assert 0 < metrics["mfu"] < 1
     for segment in ("semantic", "image"):
         assert metrics[f"logprob_gap_max/{segment}"] < 1e-4
         assert metrics[f"ratio_max/{segment}"] == pytest.approx(1, abs=1e-4)
