@@ -128,7 +128,7 @@ class TrainingLoop:
             await before.wait()
         start, deadline = time.monotonic(), self.config.buffer.deadline_s
         try:
-            with self.rollout.telemetry.stage("buffer"):
+            with self.rollout.telemetry.stage("buffer", rolled.stage_seconds):
                 await asyncio.to_thread(self.buffer.append, rolled.group, deadline)
         except TransportError as error:
             raise StageError("buffer", f"group {rolled.group.id}", time.monotonic() - start, str(error)) from error

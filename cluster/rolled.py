@@ -12,10 +12,14 @@ from transport.trajectory import TrajectoryGroup
 
 @dataclass(frozen=True, slots=True)
 class RolledGroup:
-    """A trajectory group with a `Look` at each member's picture, which does not travel."""
+    """A trajectory group with a `Look` at each member's picture, which does not travel.
+
+    `stage_seconds` are those that it spent in each stage up to the buffer, queues included.
+    """
 
     group: TrajectoryGroup
     looks: tuple[Look, ...]
+    stage_seconds: dict[str, float]
 
     @property
     def diversity(self) -> float:

@@ -48,11 +48,12 @@ class Rollout:
         seeds = [member_seed(self.seed, visit.prompt.id, visit.visit, number) for number in range(self.group_size)]
         for attempt in range(self.retries + 1):
             try:
-                members, images = await self._stages(visit.prompt, seeds, visit.group_id, keep_pictures=False)
+                seconds: dict[str, float] = {}
+                members, images = await self._stages(visit.prompt, seeds, visit.group_id, False, seconds)
                 group = TrajectoryGroup(visit.group_id, visit.index, visit.visit, visit.prompt, members)
                 looks = await asyncio.to_thread(look_at, [image.picture for image in images])
                 self.telemetry.count("bicot_groups_total")
-                return RolledGroup(group, looks)
+                return RolledGroup(group, looks, seconds)
             except StageError as error:
                 if attempt == self.retries:
                     raise
@@ -64,14 +65,20 @@ class Rollout:
         self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool = False
     ) -> tuple[Member, ...]:
         """Roll out one member a seed, score them together, and keep their pictures as PNG if asked to."""
-        return (await self._stages(prompt, seeds, work, keep_pictures))[0]
+        return (await self._stages(prompt, seeds, work, keep_pictures, {}))[0]
 
     async def _stages(
-        self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool
+        self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool, seconds: dict[str, float]
     ) -> tuple[tuple[Member, ...], list[ImageOutput]]:
-        cots = await self._write(prompt, seeds, work)
-        images = await self._draw(prompt, cots, seeds, work)
-        scores = await self._score(prompt, images, work)
+        """Members and their pictures; `seconds` gets those of each stage that there is."""
+        cots: Sequence[SemanticOutput | None] = [None] * len(seeds)
+        if self.semantic:
+            with self.telemetry.stage("semantic", seconds):
+                cots = await self._write(self.semantic, prompt, seeds, work)
+        with self.telemetry.stage("image", seconds):
+            images = await self._draw(prompt, cots, seeds, work)
+        with self.telemetry.stage("rewards", seconds):
+            scores = await self._score(prompt, images, work)
         members = tuple(
             Member(
                 seed=seed,
@@ -85,12 +92,9 @@ class Rollout:
         )
         return members, images
 
-    async def _write(self, prompt: PromptRecord, seeds: Sequence[int], work: str) -> list[SemanticOutput | None]:
-        if self.semantic is None:
-            return [None] * len(seeds)
+    async def _write(self, pool: Pool, prompt: PromptRecord, seeds: Sequence[int], work: str) -> list[SemanticOutput]:
         requests = [SemanticRequest(prompt.prompt, seed) for seed in seeds]
-        with self.telemetry.stage("semantic"):
-            cots: list[SemanticOutput | None] = await self.semantic.call("generate", requests, work=f"group {work}")
+        cots: list[SemanticOutput] = await pool.call("generate", requests, work=f"group {work}")
         return cots
 
     async def _draw(
@@ -98,8 +102,7 @@ class Rollout:
     ) -> list[ImageOutput]:
         texts = [cot.cot if cot else "" for cot in cots]
         requests = [ImageRequest(prompt.prompt, text, seed) for text, seed in zip(texts, seeds, strict=True)]
-        with self.telemetry.stage("image"):
-            images: list[ImageOutput] = await self.image.call("sample", requests, work=f"group {work}")
+        images: list[ImageOutput] = await self.image.call("sample", requests, work=f"group {work}")
         self.telemetry.count("bicot_pictures_total", len(images))
         return images
 
@@ -108,8 +111,7 @@ class Rollout:
     ) -> list[dict[str, float | None]]:
         start = time.monotonic()
         try:
-            with self.telemetry.stage("rewards"):
-                scored = await score_group(self.rewards, [one.picture for one in images], [prompt] * len(images))
+            scored = await score_group(self.rewards, [one.picture for one in images], [prompt] * len(images))
         except EnsembleFailure as error:
             for name in error.failures:
                 self.telemetry.count("bicot_reward_failures_total", reward=name)

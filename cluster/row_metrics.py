@@ -39,7 +39,10 @@ _ROW_PREFIXES = {
     "staleness/": ("bicot_staleness_versions", "segment"),
     "staleness_max/": ("bicot_staleness_max_versions", "segment"),
 }
-_DERIVED = ("pictures_per_s", "tokens", "reward/", "reward_missing/", "zero_spread/", "diversity/", "picture/")
+_DERIVED = (
+    "pictures_per_s", "tokens", "reward/", "reward_missing/", "reward_by_task/", "zero_spread/", "diversity/",
+    "picture/", "stage_seconds/",
+)  # fmt: skip
 """Names of a row, or prefixes, that Prometheus has from elsewhere: as a rate or a sum, or by task type."""
 
 _REPLICA = {

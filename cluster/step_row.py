@@ -18,7 +18,8 @@ def step_row(
     `waited` are the seconds that the learner stood idle for trajectories, `seconds` the whole step's. Rewards are
     means over the members that have them; staleness is in versions; `zero_spread/NAME` is the share of groups whose
     members all got the same reward, and `diversity/image_tokens` the mean share of differing tokens between the
-    pictures of a group. `picture/...` are means of what `picture_stats.Look` holds.
+    pictures of a group. `picture/...` are means of what `picture_stats.Look` holds, `stage_seconds/STAGE` of the
+    seconds that groups spent in a stage, `reward_by_task/REWARD/TASK_TYPE` of a reward over prompts of a type.
     """
     members = [member for one in rolled for member in one.group.members]
     looks = [look for one in rolled for look in one.looks]
@@ -39,12 +40,22 @@ def step_row(
         row |= _staleness("semantic", [step - 1 - segment.weight_version for segment in written])
         row["cot/tokens"] = fmean(len(segment.token_ids) for segment in written)
         row["cot/cut_off"] = fmean(segment.finish_reason == "length" for segment in written)
-    row |= _rewards(rolled)
-    return row | learned
+    for stage in rolled[0].stage_seconds:
+        row[f"stage_seconds/{stage}"] = fmean(one.stage_seconds[stage] for one in rolled)
+    return row | _rewards(rolled) | _rewards_by_task(rolled) | learned
 
 
 def _staleness(segment: str, versions: Sequence[int]) -> dict[str, float]:
     return {f"staleness/{segment}": fmean(versions), f"staleness_max/{segment}": float(max(versions))}
+
+
+def _rewards_by_task(rolled: Sequence[RolledGroup]) -> dict[str, float]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for one in rolled:
+        for name, scores in one.rewards().items():
+            given = [score for score in scores if score is not None]
+            values[f"reward_by_task/{name}/{one.group.prompt.task_type}"] += given
+    return {name: fmean(scores) for name, scores in sorted(values.items()) if scores}
 
 
 def _rewards(rolled: Sequence[RolledGroup]) -> dict[str, float]:

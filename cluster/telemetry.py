@@ -100,15 +100,16 @@ class Telemetry:
             self._targets = text
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one group's passage through a stage, and count it while it is there."""
+    def stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
+        """Time one group's passage through a stage, into `seconds` too, and count it while it is there."""
         start = time.monotonic()
         self.store.add("bicot_stage_groups", 1, stage=name)
         try:
             yield
         finally:
             self.store.add("bicot_stage_groups", -1, stage=name)
-            self.store.observe("bicot_stage_seconds", time.monotonic() - start, stage=name)
+            seconds[name] = time.monotonic() - start
+            self.store.observe("bicot_stage_seconds", seconds[name], stage=name)
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""

@@ -44,7 +44,9 @@ def rolled(task_type: str, scores: list[float | None], looks: list[Look], tokens
         for ids, score in zip(tokens, scores, strict=True)
     )
     prompt = PromptRecord(prompt=task_type, task_type=task_type, nouns=("circle",))  # type: ignore[arg-type]
-    return RolledGroup(TrajectoryGroup(task_type, 0, 0, prompt, members), tuple(looks))
+    return RolledGroup(
+        TrajectoryGroup(task_type, 0, 0, prompt, members), tuple(looks), {"semantic": 0.5, "image": 1.5}
+    )
 
 
 GROUPS = [
@@ -203,6 +205,8 @@ def test_a_row_and_its_metrics() -> None:
     assert (
         row["reward/detector"] == 0.5 and row["reward_missing/detector"] == 1 and row["zero_spread/detector"] == 0.5
     )
+    assert row["stage_seconds/image"] == 6 and row["stage_seconds/rewards"] == 0.5
+    assert row["reward_by_task/detector/color"] == row["reward_by_task/detector/shape"] == 0.5
     assert row["staleness/image"] == row["staleness_max/image"] == 2 and row["cot/image_tokens"] == 2
     assert row["picture/entropy"] == 2 and unknown_names(row) == []
     assert unknown_names(["kl/image", "kl_new", "seconds/new", "surprise/image"]) == ["kl_new", "surprise/image"]
