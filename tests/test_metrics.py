@@ -44,9 +44,8 @@ def rolled(task_type: str, scores: list[float | None], looks: list[Look], tokens
         for ids, score in zip(tokens, scores, strict=True)
     )
     prompt = PromptRecord(prompt=task_type, task_type=task_type, nouns=("circle",))  # type: ignore[arg-type]
-    return RolledGroup(
-        TrajectoryGroup(task_type, 0, 0, prompt, members), tuple(looks), {"semantic": 0.5, "image": 1.5}
-    )
+    group = TrajectoryGroup(task_type, 0, 0, prompt, members)
+    return RolledGroup(group, tuple(looks), {"image": 1.0 + len(task_type), "rewards": 0.5})
 
 
 GROUPS = [
