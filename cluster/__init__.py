@@ -1,10 +1,10 @@
 """The running system.
 
-cli, check, generate, export, report   the commands   loop, rollout        the training loop, one group's way
-job                            a run's life          pool, worker         replicas and the process of each
-system                         every part, wired     learner_ranks        the learner's processes
-config                         the run config        held_out, step_row   what is measured
-session                        the Ray cluster       telemetry, console   what is shown
-metrics_catalogue              every metric          observer             asks processes how they do
+cli                            the commands: check, train (job), rehearsal, generate, export, report
+job, system                    a run's life          loop, rollout        the training loop, one group's way
+config, session                run config, Ray       pool, worker         replicas and the process of each
+learner_ranks                  its processes         held_out, step_row   what is measured
+metrics_*, row_metrics         every metric          telemetry, console   what is shown
+observer, trackers             who asks, who tells   memory               what each pool needs of its GPU
 report_*, chart, templates/    the report's parts    environment_facts    what a run ran on
 """
