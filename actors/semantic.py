@@ -251,8 +251,9 @@ def _prepare_process(config: SemanticConfig) -> None:
         torch._dynamo.config.disable = True
         # vLLM's kernels go by OpenMP's own number, and fail where torch has another one.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+        # Binding wants a memory node for each worker, and refuses where one node has all the cores.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if config.tensor_parallel > 1:
-            # Binding wants a memory node for each worker, and refuses where one node has all the cores.
-            os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS=str(config.threads))
+            os.environ["OMP_NUM_THREADS"] = str(config.threads)  # of the workers, which start with it
     # It tries a chat template at the start, and logs a traceback for want of the tokenizer it is told not to load.
     logging.getLogger("vllm.renderers.base").setLevel(logging.CRITICAL)
