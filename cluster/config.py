@@ -42,6 +42,10 @@ class RolloutConfig(_Config):
     staleness: int = Field(
         0, ge=0, description="Weight versions that a trajectory may lag behind; 0 is strictly on-policy (the paper)."
     )
+    groups_in_flight: int | None = Field(
+        None, ge=1, description="Groups rolled out side by side; by default all that are admitted. With 1 engines "
+        "see the same batches in every run, whatever the timing, and with staleness 0 a run repeats to the bit."
+    )  # fmt: skip
     retries: int = Field(2, ge=0, description="Further tries of a group whose stage failed, before the run ends.")
 
 

@@ -65,6 +65,11 @@ class TrainingLoop:
     progress: Progress
     _appended: dict[int, asyncio.Event] = field(default_factory=dict)
     _rolled: dict[int, RolledGroup] = field(default_factory=dict)
+    _room: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        rollout = self.config.rollout  # the buffer has room for all groups that are admitted
+        self._room = asyncio.Semaphore(rollout.groups_in_flight or self.config.buffer.capacity)
 
     async def run(self) -> None:
         """
@@ -122,7 +127,8 @@ class TrainingLoop:
 
     async def _roll_out(self, visit: Visit) -> None:
         """Roll a group out and append it behind its predecessor, so that the buffer holds groups in order."""
-        rolled = await self.rollout.group(visit)
+        async with self._room:
+            rolled = await self.rollout.group(visit)
         before = self._appended.get(visit.index - 1)
         if before:
             await before.wait()

@@ -16,6 +16,7 @@ from run_process import ROOT, Run, alive, descendants
 from safetensors.torch import load_file
 from watched_run import STEPS, Watched
 
+REPEATABLE = ["rollout.staleness=0", "rollout.groups_in_flight=1"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -29,7 +30,7 @@ def final_weights(run: Run) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A strictly on-policy run that nobody disturbed, with held-out scores."""
-    run = Run(tmp_path_factory.mktemp("run") / "calm", "rollout.staleness=0")
+    run = Run(tmp_path_factory.mktemp("run") / "calm", *REPEATABLE)
     assert run.finish() == 0, run.text()
     return run
 
@@ -88,16 +89,16 @@ def test_the_run_ends_what_it_started(undisturbed: Run) -> None:
 
 def test_interrupted_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_path: Path) -> None:
     """Ctrl-C, --resume, kill -9 of everything, --resume: the weights of the undisturbed run."""
-    run = Run(tmp_path / "run", "rollout.staleness=0")
+    run = Run(tmp_path / "run", *REPEATABLE)
     run.wait_for(1)
     processes = [run.pid_of(log) for log in ("image-0.log", "semantic-0.log", "learner-0.log")]
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does, to every process of the group
     assert run.finish(120) == 130, run.text()
     assert "--resume" in run.text() and not any(alive(pid) for pid in processes)
-    killed = Run(tmp_path / "run", "rollout.staleness=0", "--resume")
+    killed = Run(tmp_path / "run", *REPEATABLE, "--resume")
     killed.wait_for(3)
     killed.kill()
-    resumed = Run(tmp_path / "run", "rollout.staleness=0", "--resume")
+    resumed = Run(tmp_path / "run", *REPEATABLE, "--resume")
     assert resumed.finish() == 0, resumed.text()
     assert [row["step"] for row in resumed.rows()] == [1, 2, 3, 4]
     expected, found = final_weights(undisturbed), final_weights(resumed)
