@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from cluster.errors import StageError
+from cluster.metrics_store import MetricError
 from cluster.pool import Pool
 from cluster.telemetry import Telemetry
 from rewards.client import ServiceClient
@@ -34,7 +35,7 @@ class Observer:
             await asyncio.sleep(EVERY_S)
             try:
                 await self.observe()
-            except (StageError, TransportError) as error:
+            except (StageError, TransportError, MetricError) as error:
                 logger.warning("not observed: %s", error)
 
     async def observe(self) -> None:
