@@ -43,7 +43,7 @@ test: setup lint
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy policy transport actors learner rewards shapes cluster deploy
+	@$(BIN)/mypy policy transport actors learner rewards shapes cluster deploy benchmarks
 	@$(BIN)/lint-imports
 
 warm-start: setup
