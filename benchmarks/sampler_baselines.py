@@ -1,4 +1,4 @@
-"""What people sample Janus with today: a plain loop over transformers' growing cache, and transformers' `generate`."""
+"""How people sample Janus today: a plain loop over transformers' growing cache, and transformers' `generate`."""
 
 from __future__ import annotations
 
