@@ -8,9 +8,11 @@ Shapes are static except for the number of rows and the span of slots that a cal
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaModel
 
 from actors.fused_linear import FusedLinear
@@ -19,7 +21,7 @@ from actors.fused_linear import FusedLinear
 class _Layer:
     """A decoder layer with its fused projections."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj])

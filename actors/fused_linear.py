@@ -38,7 +38,7 @@ class FusedLinear:
         self._pointers = [layer.weight.data_ptr() for layer in self._layers]
 
 
-def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
     """The parameters along their first dimension in one tensor, which holds them from now on."""
     sizes = [len(parameter) for parameter in parameters]
     first = parameters[0].data
