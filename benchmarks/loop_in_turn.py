@@ -92,7 +92,8 @@ class StagesInTurn:
 
 def _drive(engine: Engine[Request, Result], requests: list[Request]) -> list[Result]:
     """Run `requests`, as many together as the engine takes; results in order."""
-    waiting, done = list(enumerate(requests)), {}
+    waiting = list(enumerate(requests))
+    done: dict[int, Result] = {}
     while len(done) < len(requests):
         joining, waiting = waiting[: engine.free], waiting[engine.free :]
         if joining:
