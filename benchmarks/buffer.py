@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar
+from typing import Any
 
 import redis
 import torch
@@ -47,9 +47,6 @@ CAPACITY = 256
 PICTURE_BYTES = 1500
 DEADLINE_S = 60.0
 _TEXT, _PICTURE = 102_400, 16_384
-
-Dump = Callable[[TrajectoryGroup], bytes]
-Load = Callable[[bytes], TrajectoryGroup]
 
 
 def make_group(pictures: bool = False, seed: int = 0) -> TrajectoryGroup:
@@ -78,6 +75,26 @@ def make_group(pictures: bool = False, seed: int = 0) -> TrajectoryGroup:
         nouns=("red circle", "blue square"),
     )
     return TrajectoryGroup("visit-0/0", 0, 0, record, tuple(members))
+
+
+def torch_saved(group: TrajectoryGroup) -> bytes:
+    """A group as the bytes of a `torch.save` file."""
+    file = io.BytesIO()
+    torch.save(group, file)
+    return file.getvalue()
+
+
+def torch_loaded(data: bytes) -> TrajectoryGroup:
+    """The group that `torch_saved` wrote."""
+    group: TrajectoryGroup = torch.load(io.BytesIO(data), weights_only=False)
+    return group
+
+
+CONVERSIONS: dict[str, tuple[Callable[[TrajectoryGroup], bytes], Callable[[bytes], TrajectoryGroup]]] = {
+    "bicot": (pack, unpack),
+    "pickle": (pickle.dumps, pickle.loads),
+    "torch.save": (torch_saved, torch_loaded),
+}
 
 
 class Queue(ABC):
@@ -129,12 +146,11 @@ class Pickles(Queue):
     """A list of pickles: RPUSH; LPOP of many, or BLPOP where it is empty."""
 
     share = 0.2
-    dump: ClassVar[Dump] = staticmethod(pickle.dumps)
-    load: ClassVar[Load] = staticmethod(pickle.loads)
+    way = "pickle"
 
     def put(self, group: TrajectoryGroup) -> None:
         """Pickle a group and push it."""
-        self.redis.rpush(self.run, self.dump(group))
+        self.redis.rpush(self.run, CONVERSIONS[self.way][0](group))
 
     def take(self, groups: int) -> list[TrajectoryGroup]:
         """Pop, wait where there is none, and unpickle."""
@@ -142,27 +158,13 @@ class Pickles(Queue):
         while len(found) < groups:
             popped = self.redis.lpop(self.run, groups - len(found))
             found += popped or [self.redis.blpop([self.run], DEADLINE_S)[1]]
-        return [self.load(data) for data in found]
-
-
-def torch_saved(group: TrajectoryGroup) -> bytes:
-    """A group as the bytes of a `torch.save` file."""
-    file = io.BytesIO()
-    torch.save(group, file)
-    return file.getvalue()
-
-
-def torch_loaded(data: bytes) -> TrajectoryGroup:
-    """The group that `torch_saved` wrote."""
-    group: TrajectoryGroup = torch.load(io.BytesIO(data), weights_only=False)
-    return group
+        return [CONVERSIONS[self.way][1](data) for data in found]
 
 
 class TorchSaves(Pickles):
     """The same list, of `torch.save` files."""
 
-    dump = staticmethod(torch_saved)
-    load = staticmethod(torch_loaded)
+    way = "torch.save"
 
 
 class Bare(Queue):
@@ -230,10 +232,8 @@ class Worker:
 def _work(pipe: Connection, url: str) -> None:
     torch.set_num_threads(1)
     groups = {pictures: make_group(pictures) for pictures in (False, True)}
-    queue: Queue | None = None
 
-    def put(first: int, many: int, threads: int, pictures: bool) -> None:
-        assert queue is not None
+    def put(queue: Queue, first: int, many: int, threads: int, pictures: bool) -> None:
 
         def some(thread: int) -> None:
             for index in range(first + thread, first + many, threads):
@@ -242,6 +242,7 @@ def _work(pipe: Connection, url: str) -> None:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(some, range(threads)))
 
+    queue: Any = None
     while True:
         failure = ""
         try:
@@ -249,13 +250,11 @@ def _work(pipe: Connection, url: str) -> None:
                 case ("open", name, run, capacity):
                     queue = QUEUES[name](url, run, capacity)
                 case ("put", first, many, threads, pictures):
-                    put(first, many, threads, pictures)
+                    put(queue, first, many, threads, pictures)
                 case ("take", many, at_once):
-                    assert queue is not None
                     for done in range(0, many, at_once):
                         queue.take(min(at_once, many - done))
                 case ("close",):
-                    assert queue is not None
                     queue.close()
         except (EOFError, KeyboardInterrupt):
             return
@@ -375,13 +374,8 @@ def _rates(seconds: Callable[[str, int], float], groups: int, repeats: int) -> d
 def _convert(report: Report, pictures: bool) -> None:
     """Bytes of a group, and microseconds to write and to read them."""
     group = make_group(pictures)
-    ways: dict[str, tuple[Dump, Load]] = {
-        "bicot": (pack, unpack),
-        "pickle": (pickle.dumps, pickle.loads),
-        "torch.save": (torch_saved, torch_loaded),
-    }
     rows: list[dict[str, Value]] = []
-    for name, (dump, load) in ways.items():
+    for name, (dump, load) in CONVERSIONS.items():
         data = dump(group)
         write, read = rate(partial(dump, group)), rate(partial(load, data))
         rows.append({"case": name, "bytes": float(len(data)), "write, us": 1e6 / write, "read, us": 1e6 / read})
