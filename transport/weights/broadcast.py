@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -113,6 +115,7 @@ class BroadcastMember:
         self._device = torch.device("cuda" if seat.backend == "nccl" else "cpu")
         self._group: Any = None
         self._store: Any = None
+        self._works: deque[tuple[Any, str]] = deque()
         self._broken = False
 
     def meet(self, version: int, deadline_s: float) -> None:
@@ -149,7 +152,8 @@ class BroadcastMember:
             try:
                 with _errors_are_ours():
                     self._group = _group(self.seat, self._store, self._left())
-                self._await(self._group.broadcast(torch.zeros(1, device=self._device), 0), "connecting")
+                self._start(torch.zeros(1, device=self._device), "connecting")
+                self._finish()
             except RuntimeError as error:
                 self._fail("connecting", error)
 
@@ -164,19 +168,13 @@ class BroadcastMember:
         self._begin(manifest.version, deadline_s)
         size = max(map(_padded, manifest.bucket_bytes))
         buffers = [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(2)]
-        under_way: list[Any] = [None, None]
         specs = iter(manifest.tensors)
         index, filled = 0, 0
 
         def flush() -> None:
             buffer = buffers[index % 2][: _padded(manifest.bucket_bytes[index])]
             _seal(buffer, manifest, index)
-            where = _bucket(manifest, index)
-            under_way[index % 2] = (self._broadcast(buffer, where), where)
-
-        def settle(slot: int) -> None:
-            if under_way[slot]:
-                self._await(*under_way[slot])
+            self._start(buffer, _bucket(manifest, index))
 
         with self._stopping_others():
             for name, tensor in tensors:
@@ -186,7 +184,7 @@ class BroadcastMember:
                 if spec.bucket > index:
                     flush()
                     index, filled = spec.bucket, 0
-                    settle(index % 2)
+                    self._finish(all_but=1)  # the bucket before this one may still be on its way
                 buffers[index % 2][filled : spec.offset] = 0
                 filled = spec.offset + spec.nbytes
                 flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -194,8 +192,7 @@ class BroadcastMember:
             if next(specs, None) is not None:
                 raise WeightTransferError(f"weights {manifest.version}: fewer tensors came than were announced")
             flush()
-            for slot in (index + 1, index):
-                settle(slot % 2)
+            self._finish()
             self._set("done")
 
     def receive(
@@ -213,10 +210,11 @@ class BroadcastMember:
         size = max(map(_padded, manifest.bucket_bytes))
         buffers = [] if keep else [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(2)]
 
-        def start(index: int) -> tuple[Tensor, Any]:
+        def start(index: int) -> Tensor:
             length = _padded(manifest.bucket_bytes[index])
             buffer = buffers[index % 2] if buffers else torch.empty(length, dtype=torch.uint8, device=self._device)
-            return buffer[:length], self._broadcast(buffer[:length], _bucket(manifest, index))
+            self._start(buffer[:length], _bucket(manifest, index))
+            return buffer[:length]
 
         by_bucket: dict[int, list[TensorSpec]] = {}
         for spec in manifest.tensors:
@@ -224,12 +222,12 @@ class BroadcastMember:
         damaged = ""
         count = len(manifest.bucket_bytes)
         with self._stopping_others():
-            buffer, work = start(0)
+            buffer = start(0)
             for index in range(count):
-                self._await(work, _bucket(manifest, index))
+                self._finish()
                 arrived = buffer
                 if index + 1 < count:
-                    buffer, work = start(index + 1)
+                    buffer = start(index + 1)
                 if not damaged and not _sealed(arrived, manifest, index):
                     damaged = f"{_bucket(manifest, index)}: damaged, its checksum does not match"
                 if damaged:
@@ -243,10 +241,12 @@ class BroadcastMember:
 
     def leave(self) -> None:
         """Give the group up, whatever is under way in it."""
-        group, self._group, self._store = self._group, None, None
-        if group is not None:
-            group.abort()
-            group.shutdown()
+        self._works.clear()  # whose last one, too, keeps connections open, at which the others would wait
+        group, self._group, self._store = [self._group], None, None
+        if group[0] is not None:
+            group[0].abort()
+            # gloo ends with what it has under way: in a thread, as that may take until a deadline passes.
+            threading.Thread(target=group.clear, name="leaves-broadcast").start()
 
     def _begin(self, version: int, deadline_s: float) -> None:
         if self._broken:
@@ -272,27 +272,30 @@ class BroadcastMember:
             if not any(self._store.check([self._name(what, rank)]) for what in whats)
         ]
 
-    def _broadcast(self, buffer: Tensor, where: str) -> Any:
+    def _start(self, buffer: Tensor, where: str) -> None:
         try:
-            return self._group.broadcast(buffer, 0)
+            self._works.append((self._group.broadcast(buffer, 0), where))
         except RuntimeError as error:
             self._fail(where, error)
 
-    def _await(self, work: Any, where: str) -> None:
-        """Wait for a broadcast; asks the store meanwhile, so that a stop is seen."""
-        pause, asked = _Pause(), time.monotonic()
-        try:
-            while not work.is_completed():
-                if self._left() <= 0:
-                    raise WeightTransferError("its deadline has passed")
-                if time.monotonic() - asked > _ASK_S:
-                    asked = time.monotonic()
-                    if self._store.check([self._name("stop")]):
-                        raise WeightTransferError("stopped")
-                pause()
-            work.wait()
-        except RuntimeError as error:
-            self._fail(where, error)
+    def _finish(self, all_but: int = 0) -> None:
+        """Wait for the broadcasts that were started, but for the last `all_but`; a stop in the store ends it."""
+        while len(self._works) > all_but:
+            where = self._works[0][1]
+            pause, asked = _Pause(), time.monotonic()
+            try:
+                while not self._works[0][0].is_completed():
+                    if self._left() <= 0:
+                        raise WeightTransferError("its deadline has passed")
+                    if time.monotonic() - asked > _ASK_S:
+                        asked = time.monotonic()
+                        if self._store.check([self._name("stop")]):
+                            raise WeightTransferError("stopped")
+                    pause()
+                self._works[0][0].wait()
+            except RuntimeError as error:
+                self._fail(where, error)
+            self._works.popleft()
 
     def _fail(self, where: str, error: BaseException) -> NoReturn:
         """Leave the group, let the others know, and say who is silent, or who stopped it."""
