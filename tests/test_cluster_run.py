@@ -108,7 +108,7 @@ def test_interrupted_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_pa
 
 
 def test_weights_by_broadcast_are_the_same_run(undisturbed: Run, tmp_path: Path) -> None:
-    """One broadcast to all actors, one of which dies and is replaced: the log-probs and weights of the object store."""
+    """One broadcast to all actors, of which one dies and is replaced: log-probs and weights of the object store."""
     run = Run(tmp_path / "run", *REPEATABLE, "weights.transport=nccl")
     run.wait_for(1)
     os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
