@@ -1,27 +1,40 @@
 """A lean Llama forward pass over a preallocated KV cache, on the live weights of transformers' `LlamaModel`.
 
 Every row stands in the cache on its own: its tokens fill slots 0, 1, 2, ... in order, with no padding between them,
-so slot number and position are the same. Nothing of the weights is copied: an update in place shows in the next call.
+so slot number and position are the same. An update of the weights in place shows in the next call: projections that
+read the same input are one matrix, of which the model's own parameters become views (`actors.fused_linear`).
 Shapes are static except for the number of rows and the span of slots that a call names; no call waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaModel
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+from actors.fused_linear import FusedLinear
+
+
+class _Layer:
+    """A decoder layer with its fused projections."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.gate_up = FusedLinear([mlp.gate_proj, mlp.up_proj])
+        self.out, self.down, self.activation = attention.o_proj, mlp.down_proj, mlp.act_fn
 
 
 class CachedLlama:
     """Prefill and decode for up to `rows` sequences of up to `capacity` tokens."""
 
-    def __init__(self, llama: LlamaModel, rows: int, capacity: int) -> None:
-        """
+    def __init__(self, llama: LlamaModel, rows: int, capacity: int, compiled: bool = False) -> None:
+        """`compiled` has torch compile the decoder layer: seconds at the first steps, and faster from then on.
+
         Raises:
             ValueError: the rotary embedding depends on the length of the sequence, which a table cannot hold.
         """
@@ -31,6 +44,8 @@ class CachedLlama:
                 f"rope type {config.rope_parameters['rope_type']!r} is not supported by the image sampler"
             )
         self._llama = llama
+        self._layers = [_Layer(layer) for layer in llama.layers]
+        self._decode_layer = torch.compile(_decode_layer) if compiled else _decode_layer
         self._rows = rows
         self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads
@@ -73,17 +88,17 @@ class CachedLlama:
         """
         length = token_ids.shape[1]
         cos, sin = self._cos[:length].unsqueeze(1), self._sin[:length].unsqueeze(1)
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            q, k, v = (t.transpose(1, 2) for t in (_rotate(query, cos, sin), _rotate(key, cos, sin), value))
-            self._keys[layer][rows, :, :length] = k[source]
-            self._values[layer][rows, :, :length] = v[source]
-            grouped = self._kv_heads != self._heads
+        grouped = self._kv_heads != self._heads
+        states = self._llama.embed_tokens(token_ids)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            query, key, value = _project(layer, states, self._heads, self._kv_heads, cos, sin)
+            q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+            keys[rows, :, :length] = k[source]
+            values[rows, :, :length] = v[source]
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self._scale, enable_gqa=grouped)
-            return out.transpose(1, 2)
-
-        states = self._forward(self._llama.embed_tokens(token_ids), attend)
-        return states[torch.arange(len(last), device=last.device), last]
+            states = _finish(layer, states, out.transpose(1, 2))
+        states = states[torch.arange(len(last), device=last.device), last]
+        return self._llama.norm(states)
 
     def decode(self, embeddings: Tensor, positions: Tensor, span: int) -> Tensor:
         """One token for each of the first R rows.
@@ -97,44 +112,68 @@ class CachedLlama:
         """
         count = len(positions)
         cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
-        index = self._index[:count]
         visible = self._slots[:span] <= positions.unsqueeze(1)
         mask = torch.zeros(visible.shape, dtype=embeddings.dtype, device=embeddings.device)
-        mask = mask.masked_fill(~visible, float("-inf"))
-        mask = mask.unsqueeze(1).expand(count, self._kv_heads, span).reshape(count * self._kv_heads, 1, span)
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = self._keys[layer], self._values[layer]
-            keys[index, :, positions] = _rotate(key, cos, sin)
-            values[index, :, positions] = value
-            # Heads that share keys stand side by side, so that grouped-query attention is the same product.
-            q = _rotate(query, cos, sin).reshape(count * self._kv_heads, -1, self._head_dim)
-            k = keys[:count].flatten(0, 1)[:, :span]
-            v = values[:count].flatten(0, 1)[:, :span]
-            if q.dtype == torch.float32:
-                scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=self._scale)
-                out = torch.bmm(scores.softmax(-1), v)
-            else:
-                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
-            return out.view(count, self._heads, self._head_dim)
-
-        return self._forward(embeddings, attend)
-
-    def _forward(self, states: Tensor, attend: Attend) -> Tensor:
-        """`states` [..., hidden]; `attend` takes and gives [..., heads, head_dim]."""
-        for number, layer in enumerate(self._llama.layers):
-            attention = layer.self_attn
-            normed = layer.input_layernorm(states)
-            heads = (*normed.shape[:-1], -1, self._head_dim)
-            out = attend(
-                number,
-                attention.q_proj(normed).view(heads),
-                attention.k_proj(normed).view(heads),
-                attention.v_proj(normed).view(heads),
+        mask = mask.masked_fill(~visible, float("-inf")).unsqueeze(1)
+        index, states = self._index[:count], embeddings
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            states = self._decode_layer(
+                layer, states, keys, values, index, positions, cos, sin, mask, self._heads, self._scale
             )
-            states = states + attention.o_proj(out.flatten(-2))
-            states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self._llama.norm(states)
+
+    def refresh(self) -> None:
+        """Fuse again what somebody has taken apart by giving the model's parameters memory of their own."""
+        for layer in self._layers:
+            layer.qkv.refresh()
+            layer.gate_up.refresh()
+
+
+def _decode_layer(
+    layer: _Layer,
+    states: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    index: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    """One layer, a token of each row; `states` [R, hidden], `mask` [R, 1, span], caches [rows, heads, slots, d]."""
+    count, span, kv_heads = len(states), mask.shape[2], keys.shape[1]
+    query, key, value = _project(layer, states, heads, kv_heads, cos, sin)
+    keys[index, :, positions] = key
+    values[index, :, positions] = value
+    # Heads that share keys stand side by side, so that grouped-query attention is the same product.
+    q = query.reshape(count, kv_heads, heads // kv_heads, -1)
+    if q.device.type == "cpu" and q.dtype == torch.float32:
+        k, v = (cache[:count].flatten(0, 1)[:, :span] for cache in (keys, values))
+        bias = mask.expand(count, kv_heads, span).reshape(count * kv_heads, 1, span)
+        scores = torch.baddbmm(bias, q.flatten(0, 1), k.transpose(1, 2), alpha=scale)
+        out = torch.bmm(scores.softmax(-1), v)
+    else:
+        k, v = keys[:count, :, :span], values[:count, :, :span]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1), scale=scale)
+    return _finish(layer, states, out.reshape(count, heads, -1))
+
+
+def _project(
+    layer: _Layer, states: Tensor, heads: int, kv_heads: int, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key (both rotated) and value [..., heads, d] of `states` [..., hidden]."""
+    joined = layer.qkv(layer.input_norm(states)).unflatten(-1, (heads + 2 * kv_heads, -1))
+    rotated = _rotate(joined[..., : heads + kv_heads, :], cos, sin)
+    return rotated[..., :heads, :], rotated[..., heads:, :], joined[..., heads + kv_heads :, :]
+
+
+def _finish(layer: _Layer, states: Tensor, attended: Tensor) -> Tensor:
+    """The rest of the layer; `attended` [..., heads, d]."""
+    states = states + layer.out(attended.flatten(-2))
+    gate, up = layer.gate_up(layer.post_norm(states)).chunk(2, dim=-1)
+    return states + layer.down(layer.activation(gate) * up)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -66,3 +66,7 @@ class ImageConfig(_Pool):
     guidance_scale: float = Field(5.0, ge=1, description="Classifier-free guidance scale w; 1 is off.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
     decode_batch: int = Field(16, ge=1, description="Pictures that the VQ decoder makes at once; bounds its memory.")
+    compile: bool = Field(
+        False, description="Let torch compile the decode step: seconds at the first pictures, then faster. Needs a "
+        "C++ compiler on CPU."
+    )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 
@@ -36,7 +38,9 @@ class Painter:
         self._base = base
         self._policy = policy
         self._config = config
-        self._sampler = ImageSampler(policy, config.batch_size, config.guidance_scale, config.temperature)
+        self._sampler = ImageSampler(
+            policy, config.batch_size, config.guidance_scale, config.temperature, config.compile
+        )
         self._prompts: dict[int, Tensor] = {}
 
     @property
@@ -123,9 +127,12 @@ class ImageActor:
         """
         Raises:
             CheckpointError: the checkpoint cannot be used.
+            EngineError: `image.compile` on a CPU without a C++ compiler.
         """
         start = time.perf_counter()
         self._config = image
+        if image.compile and not image.gpus and not shutil.which(os.environ.get("CXX", "g++")):
+            raise EngineError("image.compile: needs a C++ compiler; install g++, or name one in CXX")
         if not image.gpus:
             torch.set_num_threads(image.threads)
         device = "cuda" if image.gpus else "cpu"

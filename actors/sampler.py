@@ -58,10 +58,13 @@ class ImageSampler:
     """Draws pictures' tokens with the live weights of a policy.
 
     With `temperature` 0 the most likely token of the guided distribution is taken, and log-probs are those at
-    temperature 1. A guidance scale of 1 runs no unconditional rows; both log-probs are then the same.
+    temperature 1. A guidance scale of 1 runs no unconditional rows; both log-probs are then the same. `compiled` has
+    torch compile the decode step, which needs a C++ compiler on a CPU.
     """
 
-    def __init__(self, policy: Policy, batch_size: int, guidance_scale: float, temperature: float) -> None:
+    def __init__(
+        self, policy: Policy, batch_size: int, guidance_scale: float, temperature: float, compiled: bool = False
+    ) -> None:
         self._model = policy.model
         self._layout = policy.layout
         self._scale = guidance_scale
@@ -72,14 +75,14 @@ class ImageSampler:
         device = policy.model.device
         # CPU kernels give a row the same bits for any number of rows from 4 on; GPU kernels are picked by shape.
         self._row_step, self._span_step = (4, 16) if device.type == "cpu" else (batch_size, 128)
-        self._make_state(_round_up(batch_size, self._row_step), device)
+        self._make_state(_round_up(batch_size, self._row_step), device, compiled)
 
-    def _make_state(self, places: int, device: torch.device) -> None:
+    def _make_state(self, places: int, device: torch.device, compiled: bool) -> None:
         """Buffers that live as long as the sampler: a row for each place, two in the cache under guidance."""
         llama, tokens = self._model.model.language_model, self._layout.image_tokens
         rows = places * self._pair
         with torch.inference_mode():
-            self._cache = CachedLlama(llama, rows, _round_up(tokens + 32, self._span_step))
+            self._cache = CachedLlama(llama, rows, _round_up(tokens + 32, self._span_step), compiled)
             self._hidden = torch.zeros(rows, llama.config.hidden_size, dtype=self._model.dtype, device=device)
             self._positions = torch.zeros(places, self._pair, dtype=torch.long, device=device)
             self._columns = torch.zeros(places, dtype=torch.long, device=device)
@@ -128,6 +131,7 @@ class ImageSampler:
         """Give each of at most `free` checked requests a place, under the caller's key."""
         free = [number for number, place in enumerate(self._places) if place is None]
         places = free[: len(requests)]
+        self._cache.refresh()
         index = torch.tensor(places)
         lengths = torch.tensor([len(request.prompt_ids) for _, request in requests])
         needed = int(lengths.max()) + self._layout.image_tokens

@@ -18,6 +18,8 @@ CONTEXT = 0.5 * GIB
 """CUDA's own memory in a process, libraries included."""
 VLLM_WORK = 1.5 * GIB
 """vLLM's activations and graphs, which it sets aside before it gives the rest to the KV cache."""
+LOGITS = 24 * 2**23
+"""What the learner needs for one chunk of logits."""
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
 """Elements of DeepSpeed's gradient bucket, and of gathered weights that ZeRO 3 lets live at a time."""
 
@@ -161,13 +163,18 @@ def _adapter(lora: LoraConfig, janus: JanusConfig) -> int:
 def _activations(config: RunConfig, sizes: ModelSizes) -> float:
     """What one micro-batch keeps for its backward pass, and a chunk of logits.
 
-    Fitted to saved tensors of tiny models in bfloat16: within 3% of the measured peaks; twice that in float32.
+    Bytes a token in bfloat16, twice that in float32, and float32 copies in bfloat16's norms: fitted to the tensors of
+    tiny models.
     """
-    text, lora = sizes.janus.text_config, config.learner.lora
-    hidden, inner = text.hidden_size, text.intermediate_size
-    layer = (20 if lora else 24) * hidden + 8 * inner + 4 * text.num_attention_heads + 14 * (lora.rank if lora else 0)
-    if config.learner.gradient_checkpointing:
-        token = 2 * hidden * text.num_hidden_layers + layer + 7 * hidden + 4 * inner
+    text, learner = sizes.janus.text_config, config.learner
+    hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
+    rank, copies = learner.lora.rank if learner.lora else 0, 4 * hidden if sizes.width == 2 else 0
+    if learner.recompute == "nothing":
+        layer = (18 if rank else 22) * hidden + 8 * inner + 8 * text.num_attention_heads + 14 * rank
+        token = (layer + copies) * layers + 20 * hidden
+    elif learner.recompute == "selective":  # an adapter's products are kept beside those of its weights
+        layer = (20 if rank else 12) * hidden + 4 * text.num_attention_heads + 8 * rank
+        token = layer * layers + 14 * hidden + 12 * inner
     else:
-        token = layer * text.num_hidden_layers + 7 * (hidden + inner)
-    return config.learner.micro_batch_tokens * token * sizes.width / 2 + 24 * 2**25
+        token = 2 * hidden * layers + (18 if rank else 22) * hidden + copies + 12 * inner
+    return learner.micro_batch_tokens * token * sizes.width / 2 + LOGITS

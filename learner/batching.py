@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from learner.advantages import GroupAdvantages
+from policy.packing import PrefixTree
 from policy.scoring import Distribution, ScoreRows, SegmentRows
+from policy.tokens import TokenLayout, unconditional
 from transport.trajectory import ImageSegment, SemanticSegment, TrajectoryGroup
 
 Segment = Literal["semantic", "image"]
@@ -32,25 +34,39 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One segment to be trained: `prompt_ids` [P], `token_ids` [T], `behaviour` [T] log-probs; `cost` in tokens."""
+    """One segment to be trained: `prompt_ids` [P], `token_ids` [T], `behaviour` [T] log-probs.
+
+    `prompts` are those that it is scored under, `prompt_ids` and for guidance the unconditional prompt.
+    """
 
     kind: Kind
     prompt_ids: Tensor
     token_ids: Tensor
     behaviour: Tensor
     advantage: float
-    cost: int
+    prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def cost(self) -> int:
+        """Positions of the row where it shares none: what ranks are balanced by."""
+        return sum(map(len, self.prompts)) + self.own
+
+    @property
+    def own(self) -> int:
+        """Positions behind the prompts, which no other row can share."""
+        return len(self.prompts) * (len(self.token_ids) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of one kind that share a forward and backward pass.
+    """Rows of one kind that share a forward and backward pass, of `positions` once shared prompts count once.
 
     A `filler` keeps a rank in step with ranks that have more rows; it is scored, and adds nothing to the loss.
     """
 
     kind: Kind
     rows: tuple[Row, ...]
+    positions: int
     filler: bool = False
 
     @property
@@ -90,7 +106,10 @@ class BatchPlan:
 
 
 def training_rows(
-    groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages], distribution: Distribution
+    groups: Sequence[TrajectoryGroup],
+    advantages: Sequence[GroupAdvantages],
+    distribution: Distribution,
+    layout: TokenLayout,
 ) -> list[Row]:
     """The rows of all members that train, group after group; members that are masked have none."""
     rows: list[Row] = []
@@ -102,37 +121,40 @@ def training_rows(
                 continue
             if member.semantic is not None and len(member.semantic.token_ids):
                 rows.append(_semantic_row(member.semantic, advantage))
-            rows.append(_image_row(member.image, advantage, distribution))
+            rows.append(_image_row(member.image, advantage, distribution, layout))
     return rows
 
 
 def _semantic_row(segment: SemanticSegment, advantage: float) -> Row:
-    cost = len(segment.prompt_ids) + len(segment.token_ids) - 1
+    prompts = (tuple(segment.prompt_ids.tolist()),)
     kind = Kind("semantic", segment.temperature, 1.0)
-    return Row(kind, segment.prompt_ids, segment.token_ids, segment.logprobs, advantage, cost)
+    return Row(kind, segment.prompt_ids, segment.token_ids, segment.logprobs, advantage, prompts)
 
 
-def _image_row(segment: ImageSegment, advantage: float, distribution: Distribution) -> Row:
+def _image_row(segment: ImageSegment, advantage: float, distribution: Distribution, layout: TokenLayout) -> Row:
     guided = distribution == "guided"
-    # Guided rows are scored twice, with and without their prompt.
-    forwards = 2 if guided and segment.guidance_scale != 1.0 else 1
-    cost = forwards * (len(segment.prompt_ids) + len(segment.token_ids) - 1)
+    prompts = [segment.prompt_ids]
+    if guided and segment.guidance_scale != 1.0:
+        prompts.append(unconditional(segment.prompt_ids, layout))
     behaviour = segment.guided_logprobs if guided else segment.conditional_logprobs
     kind = Kind("image", segment.temperature, segment.guidance_scale)
-    return Row(kind, segment.prompt_ids, segment.token_ids, behaviour, advantage, cost)
+    ids = tuple(tuple(prompt.tolist()) for prompt in prompts)
+    return Row(kind, segment.prompt_ids, segment.token_ids, behaviour, advantage, ids)
 
 
 def plan_batch(rows: Sequence[Row], ranks: int, micro_batch_tokens: int) -> BatchPlan:
     """Balance rows over ranks by their cost, and pack each rank's into micro-batches.
 
-    A micro-batch holds at most `micro_batch_tokens` padded tokens, guided rows counted twice; a longer row has one of
-    its own. The plan depends on its arguments only.
+    Rows keep their order, so that those of a group, which share prompts, stay together. No rank's cost exceeds an
+    even share by more than one row's. A micro-batch has at most `micro_batch_tokens` positions, guided rows counted
+    twice and shared ones once; a longer row has one of its own. The plan depends on its arguments only.
     """
     plans: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     for kind in sorted({row.kind for row in rows}, key=_order):
-        ordered = sorted((row for row in rows if row.kind == kind), key=lambda row: -row.cost)
-        packed = [_pack(kind, share, micro_batch_tokens) for share in _balance(ordered, ranks)]
-        filler = MicroBatch(kind, (ordered[-1],), filler=True)
+        of_kind = [row for row in rows if row.kind == kind]
+        packed = [_pack(kind, share, micro_batch_tokens) for share in _balance(of_kind, ranks)]
+        cheapest = min(of_kind, key=lambda row: row.cost)
+        filler = MicroBatch(kind, (cheapest,), _Positions().add(cheapest), filler=True)
         for plan, batches in zip(plans, packed, strict=True):
             plan += batches + [filler] * (max(map(len, packed)) - len(batches))
     return BatchPlan(tuple(map(tuple, plans)), sum(len(row.token_ids) for row in rows))
@@ -142,23 +164,41 @@ def _order(kind: Kind) -> tuple[int, float, float]:
     return SEGMENTS.index(kind.segment), kind.temperature, kind.guidance_scale
 
 
-def _balance(ordered: Sequence[Row], ranks: int) -> list[list[Row]]:
-    """Longest processing time first: each row, the costliest first, goes to the rank with the least to do."""
+def _balance(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
+    """Cut the rows into a piece a rank: a row goes where its middle falls among even shares of the cost."""
     shares: list[list[Row]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for row in ordered:
-        rank = loads.index(min(loads))
-        shares[rank].append(row)
-        loads[rank] += row.cost
+    total, before = sum(row.cost for row in rows), 0
+    for row in rows:
+        shares[(2 * before + row.cost) * ranks // (2 * total)].append(row)
+        before += row.cost
     return shares
 
 
-def _pack(kind: Kind, ordered: Sequence[Row], micro_batch_tokens: int) -> list[MicroBatch]:
-    """Neighbours in descending order of cost share a micro-batch, so that the first row sets the padding."""
-    batches: list[list[Row]] = []
-    for row in ordered:
-        if batches and batches[-1][0].cost * (len(batches[-1]) + 1) <= micro_batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return [MicroBatch(kind, tuple(batch)) for batch in batches]
+def _pack(kind: Kind, rows: Sequence[Row], micro_batch_tokens: int) -> list[MicroBatch]:
+    """Rows in their order, as many to a micro-batch as it holds."""
+    batches: list[MicroBatch] = []
+    some: list[Row] = []
+    seen, positions = _Positions(), 0
+    for row in rows:
+        grown = seen.add(row)
+        if some and grown > micro_batch_tokens:
+            batches.append(MicroBatch(kind, tuple(some), positions))
+            seen, some = _Positions(), []
+            grown = seen.add(row)
+        some.append(row)
+        positions = grown
+    return [*batches, MicroBatch(kind, tuple(some), positions)] if some else batches
+
+
+class _Positions:
+    """Counts the positions of rows that are packed together, as the scorer packs them."""
+
+    def __init__(self) -> None:
+        self._prompts, self._own = PrefixTree(), 0
+
+    def add(self, row: Row) -> int:
+        """Add a row; positions of all rows so far."""
+        for prompt in row.prompts:
+            self._prompts.add(prompt)
+        self._own += row.own
+        return len(self._prompts) + self._own

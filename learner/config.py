@@ -109,11 +109,15 @@ class LearnerConfig(_Config):
     lora: LoraConfig | None = Field(
         default=None, description="Train a LoRA adapter instead of the weights; null: train what policy.trained says."
     )
-    gradient_checkpointing: bool = Field(default=False, description="Recompute layers in the backward pass.")
+    gradient_checkpointing: bool | Literal["selective"] = Field(
+        default=False,
+        description="Recompute layers in the backward pass; selective: their MLPs only.",
+    )
     micro_batch_tokens: int = Field(
         default=16384,
         ge=1,
-        description="Padded tokens that one forward-backward of a rank may hold (prompts included).",
+        description="Tokens that one forward-backward of a rank may hold: prompts once for all rows that share them, "
+        "guided image rows twice.",
     )
     deadline_s: float = Field(
         default=600, gt=0, description="Seconds that any collective or wait of the learner may take."
@@ -124,3 +128,10 @@ class LearnerConfig(_Config):
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What is optimised.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How it is optimised.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that stay on disk.")
+
+    @property
+    def recompute(self) -> Literal["nothing", "selective", "layers"]:
+        """`gradient_checkpointing` in the scorer's words."""
+        if self.gradient_checkpointing == "selective":
+            return "selective"
+        return "layers" if self.gradient_checkpointing else "nothing"

@@ -27,7 +27,7 @@ from learner.config import LearnerConfig
 from learner.export import export_policy
 from learner.mfu import MfuMeter
 from learner.objective import SegmentStats, segment_loss
-from learner.scorer import SegmentScorer, checkpoint_layers, heads
+from learner.scorer import SegmentScorer, heads
 from learner.zero import frozen_engine, gathered, train_engine, whole_shape
 from policy.janus import Policy, trained_parameters
 from policy.lora import SCALE
@@ -74,9 +74,7 @@ class LearnerEngine:
             parameter.requires_grad_(True)
         beta = config.objective.beta
         self._mfu = MfuMeter(model.model.language_model.layers, beta > 0, config.peak_tflops)
-        if config.gradient_checkpointing:
-            checkpoint_layers(model)
-        scorer = SegmentScorer(model, policy.layout)
+        scorer = SegmentScorer(model, policy.layout, recompute=config.recompute)
         self.engine = train_engine(scorer, list(parameters.values()), heads(scorer), config, total_steps)
         self._reference: torch.nn.Module | None = None
         if reference is not None:
@@ -115,7 +113,7 @@ class LearnerEngine:
         objective = self.config.objective
         groups = sorted(groups, key=lambda group: group.index)
         scored = [group_advantages([m.rewards for m in g.members], reward_weights, objective) for g in groups]
-        rows = training_rows(groups, scored, objective.distribution)
+        rows = training_rows(groups, scored, objective.distribution, self._policy.layout)
         plan = plan_batch(rows, self.ranks, self.config.micro_batch_tokens)
         totals = {segment: SegmentStats.empty(self.device) for segment in SEGMENTS}
         learning_rate = float(self.engine.get_lr()[0])

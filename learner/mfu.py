@@ -1,8 +1,9 @@
 """Model FLOPs utilisation: the arithmetic a step has to do, by what its devices could have done in that time.
 
 A position of a pass through the decoder layers costs 2 FLOPs a parameter forward, 2 backward, and 2 more for each
-parameter that trains; the reference policy costs another forward pass. Work that is done twice (recomputed layers)
-does not count, nor do attention scores, embeddings and heads, so the figure is a little low.
+parameter that trains; the reference policy costs another forward pass. Positions that rows share count once, and work
+that is done twice (recomputed layers) does not count, nor do attention scores, embeddings and heads, so the figure is
+a little low.
 """
 
 from __future__ import annotations
@@ -46,6 +47,5 @@ class MfuMeter:
         """`mfu` of a step that took `seconds`; nothing where the peak is not known."""
         if self.peak is None or not plan.tokens:
             return {}
-        batches = [batch for rank in plan.micro_batches for batch in rank if not batch.filler]
-        positions = sum(row.cost for batch in batches for row in batch.rows)
+        positions = sum(batch.positions for rank in plan.micro_batches for batch in rank if not batch.filler)
         return {"mfu": self.flops_per_position * positions / (len(plan.micro_batches) * self.peak * seconds)}

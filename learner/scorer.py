@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import JanusForConditionalGeneration
 
 from policy.scoring import Distribution, Scorer, ScoreRows
 
@@ -21,18 +20,5 @@ class SegmentScorer(Scorer):
 
 
 def heads(scorer: Scorer) -> list[torch.nn.Parameter]:
-    """The parameters of both heads, which score one chunk of logits after another."""
+    """The parameters of both heads, whose last matrices score chunk after chunk without a call of their modules."""
     return [*scorer.model.lm_head.parameters(), *scorer.model.model.generation_head.parameters()]
-
-
-def checkpoint_layers(model: JanusForConditionalGeneration) -> None:
-    """Recompute the language model's layers in the backward pass.
-
-    transformers does so in training mode only, which would switch dropout on; but the policy that is trained has to
-    be the one that was sampled, so dropout goes.
-    """
-    language_model = model.model.language_model
-    for layer in language_model.layers:
-        layer.self_attn.attention_dropout = 0.0
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    language_model.train()

@@ -1,27 +1,33 @@
 """Teacher-forced log-probs of both segments, at completion positions only.
 
-No [batch, tokens, vocab] tensor of logits ever exists: hidden states of the completion positions go through the head
-in chunks, and a chunk's logits are made again in the backward pass.
+All rows of a pass are one line without padding (`policy.packing`), with and without guidance. No tensor of all logits
+ever exists: hidden states of the completion positions go through the head in chunks, and a chunk's logits are made
+again in the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from policy.guidance import entropy, guided_logits, log_distribution, token_logprobs
+from policy.packing import ATTENTION, PackedRows, PrefixTree
 from policy.tokens import TokenLayout, unconditional
 
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration
 
 Distribution = Literal["conditional", "guided"]
+Recompute = Literal["nothing", "selective", "layers"]
+"""What of the decoder layers the backward pass computes again instead of keeping it: nothing; all but the results of
+attention and its projections; or everything but each layer's input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,88 +70,199 @@ class Scores:
 class Scorer(nn.Module):
     """Scores completions under a Janus model; the one module that a training engine wraps."""
 
-    def __init__(self, model: JanusForConditionalGeneration, layout: TokenLayout, logits_budget: int = 2**25) -> None:
-        """`logits_budget` bounds the elements of a chunk of logits (2**25 in float32 are 128 MiB)."""
+    def __init__(
+        self,
+        model: JanusForConditionalGeneration,
+        layout: TokenLayout,
+        logits_budget: int = 2**23,
+        recompute: Recompute = "nothing",
+    ) -> None:
+        """`logits_budget` bounds the elements of a chunk of logits (2**23 in float32 are 32 MiB).
+
+        The model's attention becomes `policy.packing.attend`, which is SDPA to everyone else.
+        """
         super().__init__()
         self.model = model
         self.layout = layout
         self.logits_budget = logits_budget
+        self.recompute = recompute
+        model.model.language_model.config._attn_implementation = ATTENTION
 
     def forward(self, rows: ScoreRows, distribution: Distribution = "guided") -> Scores:
         """`distribution` says which of the two an image token's log-prob is taken from."""
+        line = _Line(rows, distribution, self.layout)
+        states = self._states(line)
         return Scores(
-            text=self._score_text(rows.text) if rows.text else None,
-            image=self._score_image(rows.image, distribution) if rows.image else None,
+            text=self._score_text(states, line, rows.text) if rows.text else None,
+            image=self._score_image(states, line, rows.image) if rows.image else None,
         )
 
-    def _score_text(self, rows: SegmentRows) -> TokenScores:
-        inputs = [torch.cat([p, c[:-1]]) for p, c in zip(rows.prompts, rows.completions, strict=True)]
-        ids = pad_sequence(inputs, batch_first=True, padding_value=self.layout.pad).to(self._device)
-        hidden = self._hidden(self.model.get_input_embeddings()(ids), rows)
+    def _states(self, line: _Line) -> Tensor:
+        """Last hidden states [N, hidden] of the line."""
+        device, language_model = self._device, self.model.model.language_model
+        parts = [self.model.get_input_embeddings()(line.text_ids.to(device))]
+        if len(line.image_ids):
+            image = self.model.prepare_embeddings_for_image_generation(line.image_ids.to(device)[None])[0]
+            parts += [image] * line.image_copies
+        states = torch.cat(parts)[None]
+        rotary = language_model.rotary_emb(states, position_ids=line.positions.to(device)[None])
+        packed = PackedRows.of(line.paths, device)
+        kept: dict[str, Any] = {}
+        if self.recompute == "selective":
+            kept["context_fn"] = partial(_keep_attention, language_model.config.intermediate_size)
+        for layer in language_model.layers:
+            run = layer
+            if self.recompute != "nothing" and torch.is_grad_enabled():
+                run = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False, **kept)
+            states = run(states, position_embeddings=rotary, packed=packed)
+        return language_model.norm(states).squeeze(0)
 
-        def logits(h: Tensor) -> Tensor:
-            return self.model.lm_head(h)
+    def _score_text(self, states: Tensor, line: _Line, rows: SegmentRows) -> TokenScores:
+        return self._score(self.model.lm_head, [states[line.text.to(self._device)]], rows)
 
-        return self._score(logits, [hidden], rows, self.layout.text_vocab)
+    def _score_image(self, states: Tensor, line: _Line, rows: SegmentRows) -> TokenScores:
+        head = self.model.model.generation_head
+        hidden = [states[places.to(self._device)] for places in line.image]
+        return self._score(head.vision_head, [head.activation_fn(head.proj_out(h)) for h in hidden], rows)
 
-    def _score_image(self, rows: SegmentRows, distribution: Distribution) -> TokenScores:
-        scale = rows.guidance_scale
-        paired = distribution == "guided" and scale != 1.0
-        prompts = pad_sequence(list(rows.prompts), batch_first=True, padding_value=self.layout.pad)
-        prompts = prompts.to(self._device)
-        tokens = torch.stack(list(rows.completions)).to(self._device)
-        hidden = [self._hidden(self._image_inputs(prompts, tokens, rows.prompts), rows)]
-        if paired:
-            bare = unconditional(prompts, self.layout)
-            hidden.append(self._hidden(self._image_inputs(bare, tokens, rows.prompts), rows))
-
-        def logits(conditional: Tensor, bare: Tensor | None = None) -> Tensor:
-            head = self.model.model.generation_head
-            if bare is None:
-                return head(conditional)
-            return guided_logits(head(conditional), head(bare), scale)
-
-        return self._score(logits, hidden, rows, self.layout.image_vocab)
-
-    def _image_inputs(self, prompts: Tensor, tokens: Tensor, lengths: Sequence[Tensor]) -> Tensor:
-        """Embeddings [B, max(P) + N - 1, hidden]: each prompt, its image tokens right behind it, then padding."""
-        text = self.model.get_input_embeddings()(prompts)
-        image = self.model.prepare_embeddings_for_image_generation(tokens[:, :-1])
-        rows = [torch.cat([text[i, : len(p)], image[i], text[i, len(p) :]]) for i, p in enumerate(lengths)]
-        return torch.stack(rows)
-
-    def _hidden(self, embeddings: Tensor, rows: SegmentRows) -> Tensor:
-        """Last hidden states [sum of T_i, hidden] at the positions that predict a completion token.
-
-        Rows are padded on the right, so causal attention alone keeps padding out of every real position.
-        """
-        positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
-        states = self.model.model.language_model(
-            inputs_embeds=embeddings, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        pairs = zip(rows.prompts, rows.completions, strict=True)
-        return torch.cat([states[i, len(p) - 1 : len(p) - 1 + len(c)] for i, (p, c) in enumerate(pairs)])
-
-    def _score(
-        self, logits: Callable[..., Tensor], hidden: list[Tensor], rows: SegmentRows, vocab: int
-    ) -> TokenScores:
+    def _score(self, head: nn.Linear, hidden: list[Tensor], rows: SegmentRows) -> TokenScores:
+        """`hidden` holds the conditional states [sum of T_i, hidden], and the unconditional ones for guidance."""
         targets = torch.cat(list(rows.completions)).to(self._device)
-        size = max(1, self.logits_budget // vocab)
-
-        def score(ids: Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
-            log_probs = log_distribution(logits(*states), rows.temperature)
-            with torch.no_grad():
-                spread = entropy(log_probs)
-            return token_logprobs(log_probs, ids), spread
-
-        chunks = list(zip(targets.split(size), *(h.split(size) for h in hidden), strict=True))
-        if len(chunks) > 1 and torch.is_grad_enabled():
-            scored = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
-        else:
-            scored = [score(*chunk) for chunk in chunks]
-        logprobs, spread = (torch.cat(part) for part in zip(*scored, strict=True))
-        return TokenScores(logprobs, spread)
+        size = max(1, self.logits_budget // head.out_features)
+        scores = _ChunkedScores.apply(
+            targets, rows.temperature, rows.guidance_scale, size, head.weight, head.bias, *hidden
+        )
+        return TokenScores(*scores)
 
     @property
     def _device(self) -> torch.device:
         return self.model.lm_head.weight.device
+
+
+class _Line:
+    """The rows of a pass as one line: prompts as a tree, then text completions, then image tokens.
+
+    `text_ids` and `image_ids` are what is embedded; the latter stand `image_copies` times in the line, with and
+    without their prompt. `positions` [N] count from each row's beginning, `paths` lead each row through the line.
+    `text` and `image` (conditional, unconditional) are the places that predict completion tokens, row after row.
+    """
+
+    def __init__(self, rows: ScoreRows, distribution: Distribution, layout: TokenLayout) -> None:
+        tree = PrefixTree()
+        text, image = rows.text, rows.image
+        asked = [tree.add(prompt.tolist()) for prompt in text.prompts] if text else []
+        shown = [[tree.add(prompt.tolist()) for prompt in image.prompts]] if image else []
+        if image and distribution == "guided" and image.guidance_scale != 1.0:
+            shown.append([tree.add(unconditional(prompt, layout).tolist()) for prompt in image.prompts])
+        written = [completion[:-1] for completion in text.completions] if text else []
+        drawn = [completion[:-1] for completion in image.completions] if image else []
+        self.text_ids = torch.cat([torch.tensor(tree.tokens()), *written])
+        self.image_ids = torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64)
+        self.image_copies = len(shown)
+        self.paths: list[Tensor] = []
+        end = len(tree)
+        end, self.text = self._extend(asked, written, end)
+        self.image = []
+        for prompts in shown:
+            end, places = self._extend(prompts, drawn, end)
+            self.image.append(places)
+        self.positions = torch.empty(end, dtype=torch.int64)
+        for path in self.paths:
+            self.positions[path] = torch.arange(len(path))
+
+    def _extend(self, prompts: Sequence[list[int]], tails: Sequence[Tensor], end: int) -> tuple[int, Tensor]:
+        """Put `tails` behind their prompts, from place `end` of the line on; the new end, and what predicts."""
+        predicting = []
+        for prompt, tail in zip(prompts, tails, strict=True):
+            path = torch.cat([torch.tensor(prompt), torch.arange(end, end + len(tail))])
+            end += len(tail)
+            self.paths.append(path)
+            predicting.append(path[len(prompt) - 1 :])
+        return end, torch.cat(predicting) if predicting else torch.zeros(0, dtype=torch.int64)
+
+
+class _ChunkedScores(torch.autograd.Function):
+    """Log-probs of drawn tokens and entropies, [n] each, from conditional and maybe unconditional states [n, hidden].
+
+    `size` rows at a time meet the head's last matrix, and meet it again in the backward pass, whose gradient of the
+    matrix grows in one place: memory holds the logits of one chunk. Distributions are those of `policy.guidance`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, ids: Tensor, temperature: float, scale: float, size: int, weight: Tensor, bias: Tensor | None,
+        *states: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.settings = temperature, scale, size
+        ctx.save_for_backward(ids, weight, bias, *states)
+        scores = []
+        for chosen, *some in zip(ids.split(size), *(s.split(size) for s in states), strict=True):
+            log_probs = _log_probs(some, weight, bias, temperature, scale)
+            scores.append((token_logprobs(log_probs, chosen), entropy(log_probs)))
+        logprobs, spread = (torch.cat(part) for part in zip(*scores, strict=True))
+        ctx.mark_non_differentiable(spread)
+        return logprobs, spread
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ids, weight, bias, *states = ctx.saved_tensors
+        temperature, scale, size = ctx.settings
+        shares = (scale, 1 - scale) if len(states) == 2 else (1.0,)
+        by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[4] else None
+        by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[5] else None
+        by_states = [torch.empty_like(s) for s in states]
+        chunks = zip(
+            ids.split(size), gradients[0].split(size),
+            zip(*(s.split(size) for s in states), strict=True), zip(*(g.split(size) for g in by_states), strict=True),
+            strict=True,
+        )  # fmt: skip
+        for chosen, gradient, some, outs in chunks:
+            slope = gradient.unsqueeze(-1) / temperature
+            by_logits = _log_probs(some, weight, bias, temperature, scale).exp_().mul_(-slope)
+            by_logits = by_logits.scatter_add_(-1, chosen.unsqueeze(-1), slope).to(weight.dtype)
+            toward = by_logits @ weight
+            for out, share in zip(outs, shares, strict=True):
+                torch.mul(toward, share, out=out)
+            if by_weight is not None:
+                mixed = sum(share * state for share, state in zip(shares, some, strict=True))
+                by_weight.addmm_(by_logits.t(), mixed)
+            if by_bias is not None:
+                by_bias += by_logits.sum(0)
+        return None, None, None, None, by_weight, by_bias, *by_states
+
+
+def _log_probs(
+    states: Sequence[Tensor], weight: Tensor, bias: Tensor | None, temperature: float, scale: float
+) -> Tensor:
+    """Log-probabilities [n, vocab] of what is drawn from."""
+    logits, *bare = (linear(s, weight, bias) for s in states)
+    return log_distribution(guided_logits(logits, bare[0], scale) if bare else logits, temperature)
+
+
+_ATTENTION = {
+    getattr(namespace, name).default
+    for namespace, names in (
+        (
+            torch.ops.aten,
+            ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+             "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+        ),
+        (torch.ops.torch_attn, ("_varlen_attn",)),
+    )
+    for name in names
+    if hasattr(namespace, name)
+}  # fmt: skip
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+
+
+def _keep_attention(inner: int) -> tuple[Any, Any]:
+    """Contexts of a layer's checkpoint that keep the results of attention and of its projections.
+
+    Those of the MLP, whose matrices have a side of `inner`, are larger, and made again.
+    """
+
+    def policy(_: Any, op: Any, *inputs: Any, **__: Any) -> CheckpointPolicy:
+        keep = op in _ATTENTION or (op in _PRODUCTS and inner not in inputs[-1].shape)
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -201,3 +203,41 @@ def test_prompts_that_cannot_be_drawn_for_are_refused(tiny_policy: Policy) -> No
         sampler.sample([SampleRequest(torch.tensor([9] * 112 + [boi]), 0)])
     longest = SampleRequest(torch.tensor([9] * 111 + [boi]), 0)
     assert len(sampler.sample([longest])[0].token_ids) == tiny_policy.layout.image_tokens
+
+
+def test_weights_that_got_other_memory_are_taken_up(tiny_policy: Policy) -> None:
+    """As an engine does that moves parameters into a flat buffer of its own."""
+    policy = make_policy(copy.deepcopy(tiny_policy.model), tiny_policy.tokenizer, PolicyConfig(checkpoint=""))
+    request = _requests(policy, 1)[0]
+    sampler, other = ImageSampler(policy, 1, 2.0, 1.0), ImageSampler(policy, 2, 2.0, 1.0)
+    before = sampler.sample([request])[0]
+    with torch.no_grad():
+        for parameter in policy.model.model.language_model.parameters():
+            parameter.data = parameter.data * 1.5
+    after = sampler.sample([request])[0]
+    fresh = ImageSampler(policy, 1, 2.0, 1.0).sample([request])[0]
+    assert not torch.equal(before.guided_logprobs, after.guided_logprobs)
+    assert torch.equal(after.guided_logprobs, fresh.guided_logprobs)
+    with torch.no_grad():
+        policy.model.model.language_model.layers[0].self_attn.k_proj.weight.mul_(1.5)
+    for one in (sampler, other):
+        fresh = ImageSampler(policy, 1, 2.0, 1.0).sample([request])[0]
+        _close(one.sample([request])[0], fresh, 1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_sampler_is_the_same_sampler(tiny_policy: Policy) -> None:
+    """Promises 1 and 2 of the compiled decode step: the learner's log-probs, and one picture in any batch."""
+    requests = _requests(tiny_policy, 12)
+    sampler = ImageSampler(tiny_policy, 12, 2.0, 1.0, compiled=True)
+    together = sampler.sample(requests)
+    eager = ImageSampler(tiny_policy, 12, 2.0, 1.0).sample(requests)
+    assert all(map(_equal, together, eager))
+    alone = [sampler.sample([request])[0] for request in requests]
+    backwards = sampler.sample(requests[::-1])
+    assert all(map(_equal, together, alone)) and all(map(_equal, together, backwards[::-1]))
+    rows = SegmentRows([r.prompt_ids for r in requests], [image.token_ids for image in together], 1.0, 2.0)
+    with torch.no_grad():
+        scores = Scorer(tiny_policy.model, tiny_policy.layout)(ScoreRows(image=rows), "guided").image
+    ours = torch.cat([image.guided_logprobs for image in together])
+    torch.testing.assert_close(ours, scores.logprobs, atol=1e-5, rtol=0)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
+from benchmarks.tensor_peak import TensorPeak
 from cluster.config import RunConfig, load_config
-from cluster.memory import GIB, ModelSizes, Need, needs
+from cluster.memory import GIB, LOGITS, ModelSizes, Need, needs
+from policy.janus import trained_parameters
+from policy.scoring import Scorer, ScoreRows, SegmentRows
+from policy.tiny import tiny_janus, tiny_tokenizer
+from policy.tokens import TokenLayout
 
 RUNS = Path(__file__).parents[1] / "deploy" / "runs"
 REWARDS = {"hps": 986_109_440, "detector": 172_249_090, "vqa": 394_225_722, "orm": 8_030_348_832}
@@ -84,3 +90,39 @@ def test_what_cannot_fit_is_refused() -> None:
 def test_a_pool_on_cpus_is_told_and_not_refused() -> None:
     need = Need("image", 2, 0.0, {"weights": 3 * GIB})
     assert need.fits(1.0) and need.line(1.0) == "2 on CPU: 3.00 GiB each (weights 3.00)"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("checkpointing", ["false", "selective", "true"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_activations_are_those_that_a_model_keeps(dtype: str, checkpointing: str, lora: bool) -> None:
+    """The estimate beside the tensors of a pass of the scorer, whose chunks of logits are next to nothing."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_janus(tokenizer, hidden=96, layers=6, heads=4, intermediate=256, image_size=192)
+    model.to(getattr(torch, dtype)).eval().requires_grad_(False)
+    overrides = [f"policy.dtype={dtype}", f"learner.gradient_checkpointing={checkpointing}"]
+    if lora:
+        overrides.append("learner.lora={rank: 4}")
+    config, layout = recipe("shapes", *overrides), TokenLayout.of(tokenizer, model.config)
+    if config.learner.lora:
+        from learner.adapter import TrainedAdapter
+
+        trained = TrainedAdapter(model, config.learner.lora).parameters()
+    else:
+        trained = trained_parameters(model, "language_model")
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+        parameter.grad = torch.zeros_like(parameter)
+    prompt = torch.tensor([layout.bos, *range(8, 30), layout.boi])
+    images = [torch.randint(layout.image_vocab, (layout.image_tokens,)) for _ in range(2)]
+    rows = ScoreRows(image=SegmentRows([prompt] * 2, images, 1.0, 5.0))
+    tokens = 4 * (layout.image_tokens - 1) + 2 * len(prompt) - 1
+    config = config.model_copy(update={"learner": config.learner.model_copy(update={"micro_batch_tokens": tokens})})
+    with TensorPeak() as tensors:
+        scores = Scorer(model, layout, 2**14, config.learner.recompute)(rows, "guided").image
+        assert scores is not None
+        tensors.peak = tensors.live  # of the backward pass, which begins with all that is kept
+        scores.logprobs.sum().backward()
+    sizes = ModelSizes.of(model.config, config)
+    (need,) = (need for need in needs(config, sizes, {}) if need.pool == "learner")
+    assert need.parts["activations"] - LOGITS == pytest.approx(tensors.peak, rel=0.1)

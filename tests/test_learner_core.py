@@ -121,7 +121,7 @@ def test_segment_statistics() -> None:
 def rows_of(lengths: list[tuple[str, int]]) -> list[Row]:
     kinds = {"text": Kind("semantic", 1.0, 1.0), "image": Kind("image", 1.0, 2.0), "hot": Kind("image", 2.0, 2.0)}
     return [
-        Row(kinds[kind], torch.arange(n), torch.arange(2), torch.zeros(2), float(i), n + 1)
+        Row(kinds[kind], torch.arange(n), torch.arange(2), torch.zeros(2), float(i), (tuple(range(i, i + n)),))
         for i, (kind, n) in enumerate(lengths)
     ]
 
@@ -140,26 +140,40 @@ def test_plans_hold_every_row_once(lengths: list[tuple[str, int]], ranks: int, l
     real = [batch for batches in plan.micro_batches for batch in batches if not batch.filler]
     assert Counter(id(row) for batch in real for row in batch.rows) == Counter(id(row) for row in rows)
     for batch in real:
-        padded = max(row.cost for row in batch.rows) * len(batch.rows)
-        assert padded <= limit or len(batch.rows) == 1
+        assert batch.positions <= limit or len(batch.rows) == 1
+        assert batch.positions == sum(row.cost for row in batch.rows)  # prompts begin differently
         assert {row.kind for row in batch.rows} == {batch.kind}
     assert plan == plan_batch(list(rows), ranks, limit)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(1, 4))
-def test_ranks_are_balanced(lengths: list[int], ranks: int) -> None:
-    plan = plan_batch(rows_of([("text", n) for n in lengths]), ranks, 10_000)
-    loads = [
-        sum(row.cost for batch in batches for row in batch.rows if not batch.filler) for batches in plan.micro_batches
-    ]
-    assert max(loads) - min(loads) <= max(lengths) + 1
+def test_ranks_are_balanced_in_order(lengths: list[int], ranks: int) -> None:
+    rows = rows_of([("text", n) for n in lengths])
+    plan = plan_batch(rows, ranks, 10_000)
+    shares = [[row for batch in batches if not batch.filler for row in batch.rows] for batches in plan.micro_batches]
+    assert [id(row) for share in shares for row in share] == [id(row) for row in rows]
+    even, most = sum(row.cost for row in rows) / ranks, max(row.cost for row in rows)
+    assert all(abs(sum(row.cost for row in share) - even) <= most for share in shares)
+
+
+def test_equal_rows_are_balanced_evenly() -> None:
+    plan = plan_batch(rows_of([("image", 30)] * 24), 8, 10_000)
+    assert [len(batches[0].rows) for batches in plan.micro_batches] == [3] * 8
+
+
+def test_shared_prompts_count_once() -> None:
+    kind, prompt = Kind("semantic", 1.0, 1.0), tuple(range(50))
+    rows = [Row(kind, torch.tensor(prompt), torch.arange(5), torch.zeros(5), 0.0, (prompt,)) for _ in range(10)]
+    batches = plan_batch(rows, 1, 70).micro_batches[0]
+    assert [(len(batch.rows), batch.positions) for batch in batches] == [(5, 70), (5, 70)]
+    assert [batches[0].positions for batches in plan_batch(rows[:3], 2, 70).micro_batches] == [54, 58]
 
 
 def test_members_that_do_not_train_have_no_rows(tiny_policy: Policy) -> None:
     groups = random_groups(tiny_policy, groups=2, members=4)
     scored = [group_advantages([m.rewards for m in g.members], WEIGHTS, PLAIN) for g in groups]
     for distribution in ("conditional", "guided"):
-        rows = training_rows(groups, scored, distribution)
+        rows = training_rows(groups, scored, distribution, tiny_policy.layout)
         # Member 1 lacks a reward, member 2 a plan.
         assert Counter(row.kind.segment for row in rows) == {"semantic": 4, "image": 6}
         image = next(row for row in rows if row.kind.segment == "image")
@@ -173,13 +187,13 @@ def test_members_that_do_not_train_have_no_rows(tiny_policy: Policy) -> None:
 def test_micro_batches_spread_advantages_over_tokens() -> None:
     kind = Kind("semantic", 1.0, 1.0)
     rows = tuple(
-        Row(kind, torch.arange(2), torch.arange(n), torch.full((n,), float(n)), a, 9)
+        Row(kind, torch.arange(2), torch.arange(n), torch.full((n,), float(n)), a, ((0, 1),))
         for n, a in [(1, 0.5), (3, -1.0)]
     )
-    batch = MicroBatch(kind, rows)
+    batch = MicroBatch(kind, rows, 4)
     assert batch.advantages(torch.device("cpu")).tolist() == [0.5, -1.0, -1.0, -1.0]
     assert batch.behaviour(torch.device("cpu")).tolist() == [1.0, 3.0, 3.0, 3.0]
-    assert batch.tokens == 4 and MicroBatch(kind, rows, filler=True).tokens == 0
+    assert batch.tokens == 4 and MicroBatch(kind, rows, 4, filler=True).tokens == 0
     assert plan_batch([], 3, 100) == BatchPlan(((), (), ()), 0)
 
 

@@ -16,7 +16,7 @@ from transport.trajectory import TrajectoryGroup
 SMALL, LARGE = 60, 100_000  # tokens of a micro-batch: a row or two, everything
 
 
-def layout(stage: int, tokens: int, checkpointing: bool = False) -> LearnerConfig:
+def layout(stage: int, tokens: int, checkpointing: bool | str = False) -> LearnerConfig:
     return LearnerConfig(
         zero_stage=stage,
         zero_persistence=0,
@@ -64,14 +64,20 @@ def test_the_plain_layout_moves(plain: Trained, tiny_policy: Policy) -> None:
     "stage, checkpointing",
     [
         (0, True),
+        (0, "selective"),
         (1, False),
         (2, False),
         pytest.param(3, False, marks=pytest.mark.slow),
         pytest.param(3, True, marks=pytest.mark.slow),
+        pytest.param(3, "selective", marks=pytest.mark.slow),
     ],
 )
 def test_one_rank(
-    tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]], stage: int, checkpointing: bool
+    tiny_config: PolicyConfig,
+    plain: Trained,
+    steps: list[list[TrajectoryGroup]],
+    stage: int,
+    checkpointing: bool | str,
 ) -> None:
     agree(train(tiny_config, layout(stage, SMALL, checkpointing), steps), plain)
 
@@ -92,7 +98,7 @@ def test_bfloat16_follows(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks(tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]]) -> None:
-    layouts = [layout(0, SMALL), layout(1, LARGE), layout(2, SMALL), layout(3, SMALL), layout(3, LARGE, True)]
+    layouts = [layout(0, SMALL), layout(1, LARGE), layout(2, SMALL), layout(3, SMALL), layout(3, LARGE, "selective")]
     jobs = [(train, tiny_config, config, steps) for config in layouts]
     for config, by_rank in zip(layouts, on_ranks(2, jobs), strict=True):
         for trained in by_rank:

@@ -26,7 +26,7 @@ from transport.trajectory import TrajectoryGroup
 LORA = LoraConfig(rank=4, alpha=6.0)
 
 
-def layout(stage: int = 0, lora: LoraConfig | None = LORA, checkpointing: bool = False) -> LearnerConfig:
+def layout(stage: int = 0, lora: LoraConfig | None = LORA, checkpointing: bool | str = False) -> LearnerConfig:
     return LearnerConfig(
         zero_stage=stage,
         zero_persistence=0,
@@ -63,11 +63,11 @@ def plain(tiny_config: PolicyConfig, steps: list[list[TrajectoryGroup]]) -> Trai
     return train(tiny_config, layout(), steps)
 
 
-def rows_of(groups: list[TrajectoryGroup]) -> list[ScoreRows]:
+def rows_of(groups: list[TrajectoryGroup], policy: Policy) -> list[ScoreRows]:
     from learner.advantages import group_advantages
 
     scored = [group_advantages([m.rewards for m in g.members], WEIGHTS, ObjectiveConfig()) for g in groups]
-    plan = plan_batch(training_rows(groups, scored, "guided"), 1, 10_000)
+    plan = plan_batch(training_rows(groups, scored, "guided", policy.layout), 1, 10_000)
     return [batch.score_rows() for batch in plan.micro_batches[0]]
 
 
@@ -85,7 +85,7 @@ def test_the_learner_is_the_policy_that_actors_merge(
     assert min(moved) > 1e-4
     scorer = Scorer(merged.model, merged.layout)
     with torch.no_grad():
-        for rows in rows_of(steps[0]):
+        for rows in rows_of(steps[0], merged):
             ours, _ = engine.engine.module(rows, "guided")
             theirs = scorer(rows, "guided")
             part = theirs.text or theirs.image
@@ -104,7 +104,7 @@ def test_gradients_are_those_through_the_merged_weights(
         name: tuple(m.detach().clone().requires_grad_() for m in pair) for name, pair in adapter.pairs().items()
     }
     merged = {f"model.{name}": state[name] + adapter.scale * b @ a for name, (a, b) in copies.items()}
-    for rows in rows_of(steps[0]):
+    for rows in rows_of(steps[0], tiny_policy):
         ours, _ = engine.engine.module(rows, "guided")
         theirs: Any = torch.func.functional_call(scorer, merged, (rows, "guided"))
         wanted = [matrix for pair in copies.values() for matrix in pair]
@@ -168,10 +168,14 @@ def agree(got: Trained, plain: Trained) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage, checkpointing", [(0, True), (2, False), pytest.param(3, True, marks=pytest.mark.slow)]
+    "stage, checkpointing", [(0, True), (2, "selective"), pytest.param(3, True, marks=pytest.mark.slow)]
 )
 def test_the_same_adapter_at_any_layout(
-    tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]], stage: int, checkpointing: bool
+    tiny_config: PolicyConfig,
+    plain: Trained,
+    steps: list[list[TrajectoryGroup]],
+    stage: int,
+    checkpointing: bool | str,
 ) -> None:
     agree(train(tiny_config, layout(stage, checkpointing=checkpointing), steps), plain)
 

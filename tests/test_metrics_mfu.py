@@ -6,20 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from learner.batching import BatchPlan, Kind, MicroBatch, Row
+from learner.batching import BatchPlan, Kind, MicroBatch
 from learner.mfu import MfuMeter, peak_flops
 
 LAYERS = nn.ModuleList([nn.Linear(10, 10, bias=False), nn.Linear(10, 5, bias=False)])  # 150 parameters
-NONE = torch.zeros(0)
 
 
 def plan(*ranks: tuple[int, ...]) -> BatchPlan:
-    """A micro-batch of one row a rank and cost; each rank ends in a filler."""
+    """A micro-batch a rank and number of positions; each rank ends in a filler."""
     kind = Kind("image", 1.0, 2.0)
     made = [
-        tuple(MicroBatch(kind, (Row(kind, NONE, NONE, NONE, 0.0, cost),), filler) for cost, filler in
-              [*((cost, False) for cost in costs), (1000, True)])
-        for costs in ranks
+        tuple(MicroBatch(kind, (), positions, filler) for positions, filler in
+              [*((positions, False) for positions in rank), (1000, True)])
+        for rank in ranks
     ]  # fmt: skip
     return BatchPlan(tuple(made), tokens=1)
 

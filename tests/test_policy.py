@@ -14,7 +14,6 @@ from policy.guidance import entropy, guided_logits, log_distribution
 from policy.janus import CheckpointError, Policy, load_policy, save_policy, trained_parameters
 from policy.pictures import decode_pictures, to_png
 from policy.prompts import PromptFileError, load_prompts, rows_by_task
-from policy.scoring import Scorer, ScoreRows, SegmentRows
 from policy.seeds import member_seed
 from policy.tokens import unconditional
 
@@ -141,47 +140,6 @@ def test_guidance_equations() -> None:
     probs = torch.softmax(cond / 0.7, -1)
     assert torch.allclose(log_distribution(cond, 0.7).exp(), probs)
     assert torch.allclose(entropy(log_distribution(cond, 0.7)), torch.distributions.Categorical(probs).entropy())
-
-
-@pytest.mark.parametrize("distribution", ["conditional", "guided"])
-@pytest.mark.parametrize("budget", [2**25, 64])
-def test_scores_equal_plain_forwards(tiny_policy: Policy, distribution: str, budget: int) -> None:
-    """Rows of any length, chunked or not, score as each would alone with full logits; so do the gradients."""
-    model, layout = tiny_policy.model, tiny_policy.layout
-    prompts = [torch.tensor(tiny_policy.prompts.image_prompt(p, "")) for p in ("a red circle", "two blue square")]
-    prompts.append(torch.tensor(tiny_policy.prompts.image_prompt("a circle", "red circle left of blue square")))
-    images = list(torch.randint(layout.image_vocab, (3, layout.image_tokens)))
-    texts = [torch.randint(layout.text_vocab, (n,)) for n in (3, 1, 6)]
-    rows = ScoreRows(SegmentRows(prompts, texts, 0.9), SegmentRows(prompts, images, 1.1, 3.0))
-
-    scores = Scorer(model, layout, budget)(rows, distribution)  # type: ignore[arg-type]
-    assert scores.text is not None and scores.image is not None
-    (scores.text.logprobs.sum() + scores.image.logprobs.sum()).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-
-    expected_text, expected_image = [], []
-    for prompt, text, image in zip(prompts, texts, images, strict=True):
-        logits = model(input_ids=torch.cat([prompt, text])[None]).logits[0, len(prompt) - 1 : -1]
-        expected_text.append(torch.log_softmax(logits / 0.9, -1)[torch.arange(len(text)), text])
-        heads = []
-        for ids in (prompt, unconditional(prompt, layout)):
-            parts = [
-                model.get_input_embeddings()(ids),
-                model.prepare_embeddings_for_image_generation(image[:-1]),
-            ]
-            states = model.model.language_model(inputs_embeds=torch.cat(parts)[None]).last_hidden_state
-            heads.append(model.model.generation_head(states[0, len(prompt) - 1 :]))
-        logits = heads[1] + 3.0 * (heads[0] - heads[1]) if distribution == "guided" else heads[0]
-        expected_image.append(torch.log_softmax(logits / 1.1, -1)[torch.arange(len(image)), image])
-    (torch.cat(expected_text).sum() + torch.cat(expected_image).sum()).backward()
-
-    assert torch.allclose(scores.text.logprobs, torch.cat(expected_text), atol=1e-5)
-    assert torch.allclose(scores.image.logprobs, torch.cat(expected_image), atol=1e-5)
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            assert torch.allclose(gradients[name], parameter.grad, rtol=1e-3, atol=2e-3), name
-    model.zero_grad()
 
 
 def test_pictures(tiny_policy: Policy) -> None:

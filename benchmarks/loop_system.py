@@ -1,0 +1,60 @@
+"""A run of the whole system, timed step by step: `python -m benchmarks.loop_system STALENESS FOLDER`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.loop import STEPS, WARM_UP, settings
+from cluster.config import RunConfig
+from cluster.console import RunDisplay
+from cluster.loop import Progress
+from cluster.run_folder import RunFolder
+from cluster.system import System
+from cluster.worker import log_to
+
+
+async def measure(config: RunConfig) -> dict[str, object]:
+    """Seconds of every step after the first few, and the idle share of each pool over them."""
+    folder = RunFolder(config.folder)
+    folder.create(config, resume=False, fresh=True)
+    log_to(folder.logs / "driver.log")
+    ended: list[float] = []
+    busy: list[dict[str, float]] = []
+    learning = 0.0
+    async with contextlib.AsyncExitStack() as stack:
+        display = RunDisplay(Console(quiet=True), config.steps, None)
+        system = await System.start(config, folder, display, stack, resume=False)
+
+        async def after_step(step: int, row: dict[str, float]) -> None:
+            nonlocal learning
+            ended.append(time.monotonic())
+            if step > WARM_UP:
+                learning += row["seconds/train"]
+            if step in (WARM_UP, WARM_UP + STEPS):
+                busy.append({name: await _busy(system, name) for name in system.pools})
+
+        await system.run(Progress(), after_step)
+    seconds = [after - before for before, after in zip(ended[WARM_UP - 1 :], ended[WARM_UP:], strict=False)]
+    total = sum(seconds)
+    idle = {name: 1 - (busy[1][name] - busy[0][name]) / total for name in busy[0]} | {"learner": 1 - learning / total}
+    return {"seconds": seconds, "idle": idle}
+
+
+async def _busy(system: System, pool: str) -> float:
+    """Seconds that the pool's engines have worked, a replica's share of them."""
+    told = await system.pools[pool].everywhere("metrics", work="metrics")
+    return float(sum(values["busy_s"] for values in told)) / len(told)
+
+
+if __name__ == "__main__":
+    staleness, out = sys.argv[1], Path(sys.argv[2])
+    changes = {"folder": out / "run", "rollout.staleness": staleness, "checkpoint.every": 1000}
+    found = asyncio.run(measure(settings(**changes)))
+    (out / "found.json").write_text(json.dumps(found))

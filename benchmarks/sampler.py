@@ -1,0 +1,121 @@
+"""The image sampler beside what people sample Janus with today, and beside the hardware's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from actors.sampler import ImageSampler, SampleRequest
+from benchmarks.report import Report, Value, ratios
+from benchmarks.sampler_baselines import plain_loop, transformers_generate
+from benchmarks.scales import SCALES, Scale, make_model
+from benchmarks.timing import alternate, rate, timed
+from policy.janus import Policy
+
+GUIDANCE = 5.0
+_PICTURES = {"tiny": 64, "100m": 16, "1b": 64, "7b": 64}
+_BASELINES = ("plain loop", "transformers generate")
+
+
+def run(report: Report) -> None:
+    """Measure each number format of the device."""
+    for dtype in (torch.float32, torch.bfloat16) if report.device == "cpu" else (torch.bfloat16,):
+        _measure(report, dtype)
+
+
+def _measure(report: Report, dtype: torch.dtype) -> None:
+    size, pictures, device = SCALES[report.scale], _PICTURES[report.scale], report.device
+    policy = make_model(report.scale, device, dtype)
+    prompts = image_prompts(policy, pictures, size.prompt_tokens + size.cot_tokens)
+    cases = sampling_cases(policy, prompts)
+    compile_s = timed(cases["bicot, compiled"], device)
+    seconds = alternate(cases, report.repeats, device, warm_up=1 if report.scale == "tiny" else 0)
+    limit_s, bound = _limit(size, 2 * pictures, dtype, device)
+    rows: list[dict[str, Value]] = [
+        {
+            "case": case,
+            "pictures/s": pictures / taken,
+            "image tokens/s": pictures * size.image_tokens / taken,
+            "ms a step": 1e3 * taken / size.image_tokens,
+            "share of the limit": limit_s / taken,
+        }
+        for case, taken in seconds.items()
+    ]
+    limit: dict[str, Value] = {
+        "case": f"limit ({bound})",
+        "pictures/s": pictures / limit_s,
+        "image tokens/s": pictures * size.image_tokens / limit_s,
+        "ms a step": 1e3 * limit_s / size.image_tokens,
+    }
+    report.table(
+        f"Image sampler, {str(dtype).removeprefix('torch.')}, {pictures} pictures together, guidance pairs",
+        [*ratios(rows, "pictures/s", _BASELINES), limit],
+        f"{size.prompt_tokens + size.cot_tokens} prompt tokens and {size.image_tokens} image tokens a picture. Ours "
+        f"also records both log-probs of every token. The first pictures of the compiled one took {compile_s:.0f} s.",
+    )
+
+
+def image_prompts(policy: Policy, pictures: int, tokens: int) -> Tensor:
+    """Prompts [pictures, tokens] of random words, all different, which end in begin-of-image."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, min(400, policy.layout.text_vocab), (pictures, tokens), generator=generator)
+    ids[:, 0], ids[:, -1] = policy.layout.bos, policy.layout.boi
+    return ids
+
+
+def sampling_cases(policy: Policy, prompts: Tensor, greedy: bool = False) -> dict[str, Callable[[], Tensor]]:
+    """Ways to draw pictures for `prompts`, by name; each gives image tokens [pictures, N]."""
+    requests = [SampleRequest(ids, seed) for seed, ids in enumerate(prompts)]
+    samplers = {
+        name: ImageSampler(policy, len(prompts), GUIDANCE, temperature=0.0 if greedy else 1.0, compiled=compiled)
+        for name, compiled in (("bicot", False), ("bicot, compiled", True))
+    }
+
+    def ours(name: str) -> Tensor:
+        return torch.stack([image.token_ids for image in samplers[name].sample(requests)])
+
+    at_device = prompts.to(policy.model.device)
+    return {
+        "bicot": lambda: ours("bicot"),
+        "bicot, compiled": lambda: ours("bicot, compiled"),
+        "plain loop": lambda: plain_loop(policy, at_device, GUIDANCE, greedy),
+        "transformers generate": lambda: transformers_generate(policy, at_device, GUIDANCE, greedy),
+    }
+
+
+def _limit(size: Scale, rows: int, dtype: torch.dtype, device: str) -> tuple[float, str]:
+    """Seconds below which no sampler can draw the pictures of `rows` rows, and what holds it up.
+
+    The larger of two times: a step's arithmetic at the rate that this machine multiplies matrices of its shape with,
+    and its bytes (weights, keys and values, once a step) at the rate that this machine reads memory with.
+    """
+    weights = size.layer_parameters + 2 * size.hidden * size.hidden + size.hidden * size.image_vocab
+    prompt = size.prompt_tokens + size.cot_tokens
+    slots = size.image_tokens * prompt + size.image_tokens * (size.image_tokens - 1) // 2  # seen by a row, all steps
+    cached = rows * slots * 2 * size.layers * size.hidden
+    flops = 2 * rows * weights * size.image_tokens + 4 * rows * slots * size.layers * size.hidden
+    flops_s = flops / matmul_flops(rows, size.hidden, size.intermediate, dtype, device)
+    read_s = (weights * size.image_tokens + cached) * dtype.itemsize / read_bandwidth(device)
+    return max((flops_s, "arithmetic"), (read_s, "memory"))
+
+
+def matmul_flops(rows: int, inner: int, outer: int, dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of [rows, inner] x [inner, outer], over as many weights as a model that does not fit the cache has."""
+    count = max(1, min(16, 2**28 // (inner * outer)))
+    x = torch.randn(rows, inner, dtype=dtype, device=device)
+    weights = [torch.randn(outer, inner, dtype=dtype, device=device) for _ in range(count)]
+
+    def multiply() -> None:
+        for weight in weights:
+            F.linear(x, weight)
+
+    return 2 * rows * inner * outer * count * rate(multiply, device)
+
+
+def read_bandwidth(device: str) -> float:
+    """Bytes a second that a sum over 512 MiB reads."""
+    values = torch.ones(2**27, device=device)
+    return values.nbytes * rate(values.sum, device)
