@@ -30,6 +30,8 @@ from transport.redis_client import REFUSED, UNANSWERED, connect, refusal, shown
 OLDEST = (6, 2)
 """The first Redis with XAUTOCLAIM."""
 
+# A rewrite of the file takes a core from the run: it waits until the file is large, and does not compress, since
+# sampled token ids and log-probs hardly shrink.
 _CONFIG = """\
 bind 127.0.0.1
 port {port}

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 from pydantic_core import PydanticSerializationError
-from safetensors import SafetensorError, TensorSpec, serialize
+from safetensors import SafetensorError
+from safetensors.numpy import save
 from safetensors.torch import load
 
 from policy.prompts import PromptRecord
@@ -29,7 +30,6 @@ MAGIC = b"BCTG"
 VERSION = 2
 _PRELUDE = struct.Struct(">4sHII")
 _DTYPES = {"ids": torch.int32, "logprobs": torch.float32, "pictures": torch.uint8}
-_NAMES = {torch.int32: "int32", torch.float32: "float32", torch.uint8: "uint8"}
 _INT32_MAX = 2**31 - 1
 
 
@@ -117,11 +117,11 @@ def pack(group: TrajectoryGroup) -> bytes:
     if wide.view(np.uint64).max(initial=0) > _INT32_MAX:  # negative ones are huge then
         raise WireError(f"group {group.id!r}: a token id is negative or beyond int32")
     arrays = {
-        "ids": torch.from_numpy(wide.astype(np.int32)),
-        "logprobs": _joined(logprobs, torch.float32),
-        "pictures": _bytes([member.png for member in members if member.png]),
+        "ids": wide.astype(np.int32),
+        "logprobs": _joined(logprobs, torch.float32).numpy(),
+        "pictures": np.frombuffer(b"".join([member.png for member in members if member.png]), dtype=np.uint8),
     }
-    body = b"".join((struct.pack(">I", len(head)), head, _safetensors(arrays)))
+    body = b"".join((struct.pack(">I", len(head)), head, save(arrays)))
     return struct.pack(">4sHI", MAGIC, VERSION, zlib.crc32(body)) + body
 
 
@@ -173,25 +173,6 @@ def _are_rows(tensors: list[torch.Tensor], dtype: torch.dtype, lengths: list[int
 
 def _joined(rows: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     return torch.cat(rows).detach().cpu() if rows else torch.empty(0, dtype=dtype)
-
-
-def _bytes(pieces: list[bytes]) -> torch.Tensor:
-    return (
-        torch.frombuffer(bytearray().join(pieces), dtype=torch.uint8) if pieces else torch.empty(0, dtype=torch.uint8)
-    )
-
-
-def _safetensors(arrays: dict[str, torch.Tensor]) -> bytes:
-    """As `safetensors.torch.save`, for contiguous rows on a little-endian CPU, without its checks of all the rest."""
-    return serialize(
-        {
-            name: TensorSpec(
-                dtype=_NAMES[array.dtype], shape=array.shape, data_ptr=array.data_ptr(), data_len=array.nbytes
-            )
-            for name, array in arrays.items()
-        },
-        None,
-    )
 
 
 def _misfit(group: TrajectoryGroup) -> WireError:
