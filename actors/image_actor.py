@@ -20,10 +20,12 @@ from actors.sampler import ImageSampler, SampleRequest
 from policy.config import PolicyConfig
 from policy.errors import CheckpointError
 from policy.janus import Policy, load_policy
-from policy.lora import AdapterError, BaseWeights, received_adapter
+from policy.lora import Adapter, AdapterError, BaseWeights, received_adapter
 from policy.pictures import decode_pictures
+from transport.errors import WeightTransferError
 from transport.trajectory import ImageSegment
-from transport.weights.channel import Published
+from transport.weights.broadcast import BroadcastMember, Seat, at_seat
+from transport.weights.channel import Published, WeightManifest
 from transport.weights.object_store import ObjectStoreReceiver
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Painter:
             policy, config.batch_size, config.guidance_scale, config.temperature, config.compile
         )
         self._prompts: dict[int, Tensor] = {}
+        self._state = policy.model.state_dict()
 
     @property
     def free(self) -> int:
@@ -92,29 +95,60 @@ class Painter:
             WeightsError: a name or a shape does not fit, or nothing came; the model is as it was.
             EngineError: the checkpoint cannot be read any more to merge an adapter; the model is half written.
         """
-        state = self._policy.model.state_dict()
         pairs = list(tensors)
+        adapter = self._fitting(version, pairs)
+        try:
+            self._write(adapter.merged(self._base.tensor) if adapter else pairs)
+        except (CheckpointError, OSError) as error:
+            raise EngineError(f"weights {version}: half written, for the checkpoint is gone: {error}") from error
+        self.version = version
+        return version
+
+    def receive(self, manifest: WeightManifest, member: BroadcastMember, deadline_s: float) -> int:
+        """Take part in the broadcast of `manifest`, and copy every bucket into the model as it comes.
+
+        `deadline_s` seconds bound the meeting of the members, and again the transfer.
+
+        Raises:
+            WeightsError: what is to come does not fit; the model is as it was.
+            WeightTransferError: the members did not meet, or an adapter did not arrive; the model is as it was.
+            EngineError: the broadcast broke off; the model is half written.
+        """
+        version = manifest.version
+        adapter = self._fitting(version, manifest.stand_ins())
+        member.meet(version, deadline_s)
+        tensors = member.receive(manifest, deadline_s, keep=adapter is not None)
+        if adapter:
+            return self.load(version, tensors)
+        try:
+            self._write(tensors)
+        except WeightTransferError as error:
+            raise EngineError(f"half written: {error}") from error
+        self.version = version
+        return version
+
+    def _fitting(self, version: int, pairs: Sequence[tuple[str, Tensor]]) -> Adapter | None:
+        """The adapter that these tensors are; None where they are whole weights. Either fits the model."""
         try:
             adapter = received_adapter(pairs)
         except AdapterError as error:
             raise WeightsError(f"weights {version}: {error}") from error
         for name, shape in (adapter.shapes() if adapter else {n: tuple(t.shape) for n, t in pairs}).items():
-            if name not in state:
+            if name not in self._state:
                 raise WeightsError(f"weights {version}: the model has no tensor {name!r}")
-            if tuple(state[name].shape) != shape:
+            if tuple(self._state[name].shape) != shape:
                 raise WeightsError(
-                    f"weights {version}: {name!r} has shape {list(shape)}, the model's is {list(state[name].shape)}"
+                    f"weights {version}: {name!r} has shape {list(shape)}, "
+                    f"the model's is {list(self._state[name].shape)}"
                 )
         if not pairs:
             raise WeightsError(f"weights {version}: no tensor came")
-        try:
-            with torch.no_grad():
-                for name, tensor in adapter.merged(self._base.tensor) if adapter else pairs:
-                    state[name].copy_(tensor)
-        except (CheckpointError, OSError) as error:
-            raise EngineError(f"weights {version}: half written, for the checkpoint is gone: {error}") from error
-        self.version = version
-        return version
+        return adapter
+
+    def _write(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        with torch.no_grad():
+            for name, tensor in tensors:
+                self._state[name].copy_(tensor)
 
 
 class ImageActor:
@@ -140,6 +174,7 @@ class ImageActor:
         self._prompts = loaded.prompts
         self._painter = Painter(loaded, image, BaseWeights(policy, device))
         self._loop: BatchLoop[SampleRequest, ImageOutput] = BatchLoop("image", self._painter)
+        self._member: BroadcastMember | None = None
         self._sync_s = 0.0
         logger.info("image actor ready after %.1f s", time.perf_counter() - start)
 
@@ -169,6 +204,27 @@ class ImageActor:
         self._sync_s = time.perf_counter() - start
         return published.version
 
+    async def receive_weights(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> int:
+        """Take part in a broadcast, in a group of which this actor has `seat`; running pictures finish before.
+
+        Returns the version. `deadline_s` seconds bound the meeting of the members, and again the transfer.
+
+        Raises:
+            WeightTransferError: the members did not meet; the old weights stay.
+            WeightsError: a tensor does not fit; the old weights stay.
+            DeadlineError: running pictures did not end in time.
+            EngineError: the broadcast broke off, and the weights are half written.
+        """
+        start = time.perf_counter()
+
+        def work() -> int:
+            self._member = at_seat(self._member, seat)
+            return self._painter.receive(manifest, self._member, deadline_s)
+
+        await self._loop.exclusive(work, self._config.deadline_s)
+        self._sync_s = time.perf_counter() - start
+        return manifest.version
+
     def version(self) -> int:
         """The version of the weights; 0 are the checkpoint's."""
         return self._painter.version
@@ -186,3 +242,5 @@ class ImageActor:
     def close(self) -> None:
         """Stop taking work; what is running fails."""
         self._loop.close()
+        if self._member:
+            self._member.leave()

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from policy.lora import BaseWeights
 from policy.tokens import TokenLayout
 from transport.errors import WeightsHalfWritten, WeightTransferError
 from transport.trajectory import SemanticSegment
+from transport.weights.broadcast import Seat
 from transport.weights.channel import Published, WeightManifest, WeightReceiver
 
 logger = logging.getLogger(__name__)
@@ -174,19 +176,40 @@ class SemanticWriter:
         """
         from transport.weights.vllm_engine import apply_to_vllm
 
-        published = Published(WeightManifest(version, (), (), ()), ())
-        before, self.version = self.version, None  # none to draw with, should it fail half way
-        try:
+        published = Published(WeightManifest(version, (), ()), ())
+        with self._replacing_weights(version):
             apply_to_vllm(
                 self._llm, published, deadline_s=self._config.deadline_s, receiver=_Here(tensors), base=self._base
             )
+        return version
+
+    def receive(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> int:
+        """Take part in the broadcast of `manifest`, with the engine's workers at `seat` and those that follow it.
+
+        No request may be running. `deadline_s` seconds bound the meeting of the members, and again the transfer.
+
+        Raises:
+            WeightTransferError: the members did not meet, or it is not what the model needs; the engine is as it was.
+            WeightsHalfWritten: the broadcast broke off; the engine is of no use.
+        """
+        from transport.weights.vllm_engine import broadcast_to_vllm
+
+        with self._replacing_weights(manifest.version):
+            broadcast_to_vllm(self._llm, manifest, seat, deadline_s=deadline_s, base=self._base)
+        return manifest.version
+
+    @contextmanager
+    def _replacing_weights(self, version: int) -> Iterator[None]:
+        """End with no version, with which nothing is drawn, where weights are half written."""
+        before, self.version = self.version, None
+        try:
+            yield
         except WeightsHalfWritten:
             raise
         except WeightTransferError:
             self.version = before
             raise
         self.version = version
-        return version
 
     def metrics(self) -> dict[str, float]:
         """vLLM's own: counters since the start, and what is now."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from actors.config import SemanticConfig
+from actors.errors import EngineError
 from actors.loop import BatchLoop
 from actors.requests import SemanticOutput, SemanticRequest
 from actors.semantic import SemanticWriter, WriteRequest
@@ -19,8 +20,10 @@ from policy.config import PolicyConfig
 from policy.janus import LANGUAGE_MODEL, check_checkpoint, trained_parameters
 from policy.lora import BaseWeights
 from policy.tokens import PromptBuilder, TokenLayout
+from transport.errors import WeightsHalfWritten
 from transport.trajectory import SemanticSegment
-from transport.weights.channel import Published
+from transport.weights.broadcast import Seat
+from transport.weights.channel import Published, WeightManifest
 from transport.weights.object_store import ObjectStoreReceiver
 
 logger = logging.getLogger(__name__)
@@ -68,10 +71,24 @@ class SemanticActor:
         Raises:
             WeightTransferError: the transfer failed, or lacks a tensor; the old weights stay.
             DeadlineError: running requests did not end in time.
+            EngineError: the weights are half written.
         """
         deadline = self._config.deadline_s
         tensors = await asyncio.to_thread(lambda: list(ObjectStoreReceiver().receive(published, deadline)))
         return await self._load(published.version, tensors)
+
+    async def receive_weights(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> int:
+        """Take part in a broadcast, in a group where this actor has `seat`, and as many as it has workers.
+
+        Running requests finish before. Returns the version. `deadline_s` seconds bound the meeting of the members,
+        and again the transfer.
+
+        Raises:
+            WeightTransferError: the members did not meet, or a tensor does not fit; the old weights stay.
+            DeadlineError: running requests did not end in time.
+            EngineError: the broadcast broke off, and the weights are half written.
+        """
+        return await self._replace(lambda: self._writer.receive(manifest, seat, deadline_s))
 
     async def load_checkpoint(self, version: int = 0) -> int:
         """Take the language model from the policy's checkpoint as it lies on disk, whose files are mapped."""
@@ -83,8 +100,15 @@ class SemanticActor:
         return await self._load(version, [(name, value.detach()) for name, value in trained.items()])
 
     async def _load(self, version: int, tensors: list[tuple[str, Tensor]]) -> int:
+        return await self._replace(lambda: self._writer.load(version, tensors))
+
+    async def _replace(self, work: Callable[[], int]) -> int:
+        """Have the engine's thread give it new weights; the version."""
         start = time.perf_counter()
-        await self._loop.exclusive(lambda: self._writer.load(version, tensors), self._config.deadline_s)
+        try:
+            version = await self._loop.exclusive(work, self._config.deadline_s)
+        except WeightsHalfWritten as error:
+            raise EngineError(str(error)) from error
         self._sync_s = time.perf_counter() - start
         return version
 

@@ -23,11 +23,12 @@ from benchmarks.loop import STEPS, WARM_UP, settings
 from cluster.config import RunConfig
 from cluster.prompt_order import PromptOrder
 from learner.loading import load_engine
-from learner.process_group import Endpoint, join
+from learner.process_group import join
 from policy.janus import load_policy
 from policy.lora import BaseWeights
 from policy.prompts import load_prompts
 from policy.seeds import member_seed
+from transport.rendezvous import Endpoint
 from transport.trajectory import Member, TrajectoryGroup
 
 

@@ -139,6 +139,7 @@ class RunConfig(_Config):
             raise ValueError(f"held_out.metric: {self.held_out.metric!r} is none of the reward services {names}")
         if self.learner.lora and self.policy.trained != "language_model":
             raise ValueError("learner.lora: an adapter trains the language model alone; set policy.trained so")
+        self._check_broadcast()
         ahead = self.rollout.groups_per_step * (self.rollout.staleness + 1)
         if self.buffer.capacity < ahead:
             raise ValueError(
@@ -146,6 +147,25 @@ class RunConfig(_Config):
                 "rollout.groups_per_step x (rollout.staleness + 1) lets in"
             )
         return self
+
+    def _check_broadcast(self) -> None:
+        """Refuse a broadcast of weights between pools that no one backend serves."""
+        if self.weights.transport != "nccl":
+            return
+        gpus = {"learner": self.learner.gpus, "image": self.image.gpus}
+        if self.semantic.enabled:
+            gpus["semantic"] = self.semantic.gpus
+        table = ", ".join(f"{pool}.gpus {count:g}" for pool, count in gpus.items())
+        if any(gpus.values()) and not all(gpus.values()):
+            raise ValueError(
+                f"weights.transport: nccl broadcasts between GPUs, or between CPUs, and these pools have both "
+                f"({table}); use object_store"
+            )
+        if any(count % 1 for count in gpus.values()):
+            raise ValueError(
+                f"weights.transport: nccl refuses two members on one GPU, which fractions of a GPU share ({table}); "
+                "give each pool whole GPUs, or use object_store"
+            )
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -8,7 +8,8 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.pool import Pool, PoolSpec
 from cluster.run_folder import RunFolder
-from transport.weights.channel import Published
+from transport.weights.broadcast import Seat
+from transport.weights.channel import Published, WeightManifest
 
 
 class LearnerRanks:
@@ -55,6 +56,20 @@ class LearnerRanks:
         """Put the trained weights where actors find them."""
         published: Published = (await self._all("publish", version, work=f"publishing weights {version}"))[0]
         return published
+
+    async def publish_present(self) -> Published:
+        """Put the weights as they are now where an actor finds them that joins late, or missed a broadcast."""
+        published: Published = (await self._all("publish_present", work="publishing the present weights"))[0]
+        return published
+
+    async def announce(self, version: int) -> WeightManifest:
+        """What a broadcast of the trained weights is going to hold."""
+        manifest: WeightManifest = await self._first("announce", version, work=f"announcing weights {version}")
+        return manifest
+
+    async def broadcast(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> None:
+        """Broadcast the trained weights from rank 0, which has `seat`."""
+        await self._all("broadcast", manifest, seat, deadline_s, work=f"broadcasting weights {manifest.version}")
 
     async def save(self, step: int, state: dict[str, Any]) -> None:
         """Checkpoint weights, optimizer and random states together with the run's own `state`."""

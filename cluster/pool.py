@@ -126,7 +126,7 @@ class Pool:
             try:
                 return await self._ask(replica, method, args, work, self.spec.deadline_s)
             except ReplicaLost as error:
-                await self._replace(replica, error)
+                await self.replace(replica, error)
 
     async def everywhere(self, method: str, *args: Any, work: str, deadline_s: float | None = None) -> list[Any]:
         """Run a method on every replica at once, and on the new one where a replica dies meanwhile.
@@ -137,15 +137,19 @@ class Pool:
             StageError: as `call`.
         """
 
-        async def one(number: int) -> Any:
-            while True:
-                replica = self.replicas[number]
-                try:
-                    return await self._ask(replica, method, args, work, deadline_s or self.spec.deadline_s)
-                except ReplicaLost as error:
-                    await self._replace(replica, error)
+        numbers = range(len(self.replicas))
+        return await asyncio.gather(
+            *(self.at(number, method, *args, work=work, deadline_s=deadline_s) for number in numbers)
+        )
 
-        return await asyncio.gather(*(one(number) for number in range(len(self.replicas))))
+    async def at(self, number: int, method: str, *args: Any, work: str, deadline_s: float | None = None) -> Any:
+        """Run a method on replica `number`, and on the new one where it dies meanwhile. Otherwise as `everywhere`."""
+        while True:
+            replica = self.replicas[number]
+            try:
+                return await self._ask(replica, method, args, work, deadline_s or self.spec.deadline_s)
+            except ReplicaLost as error:
+                await self.replace(replica, error)
 
     async def tell(self, replica: Replica, method: str, *args: Any, work: str) -> Any:
         """Run a method on one replica.
@@ -154,6 +158,12 @@ class Pool:
             StageError: it failed, died, or missed the pool's deadline.
         """
         return await self._ask(replica, method, args, work, self.spec.deadline_s)
+
+    async def settled(self) -> list[Replica]:
+        """The replicas, when none is being replaced."""
+        while self._replacing:
+            await asyncio.shield(next(iter(self._replacing.values())))
+        return list(self.replicas)
 
     async def node_of(self, replica: Replica) -> str:
         """The address of the machine that a replica runs on."""
@@ -212,8 +222,12 @@ class Pool:
         log = str(replica.log)
         raise kind(self.name, work, time.monotonic() - start, f"{reason}; see {log}", log_tail(log)) from cause
 
-    async def _replace(self, replica: Replica, error: StageError) -> None:
-        """Put a new process in the replica's place, once however many calls found it dead."""
+    async def replace(self, replica: Replica, error: StageError) -> None:
+        """Put a new process in the replica's place, once however many calls found it dead.
+
+        Raises:
+            StageError: the pool's restarts are used up, or the new process did not start.
+        """
         if replica not in self.replicas:
             return
         if replica.name not in self._replacing:

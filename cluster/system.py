@@ -19,18 +19,18 @@ from cluster.held_out import HeldOut, HeldOutScores
 from cluster.learner_ranks import LearnerRanks
 from cluster.loop import Progress, TrainingLoop
 from cluster.observer import Observer
-from cluster.pool import Pool, PoolSpec, Replica
+from cluster.pool import Pool, PoolSpec
 from cluster.prompt_order import PromptOrder
 from cluster.rollout import Rollout
 from cluster.run_folder import RunFolder
 from cluster.session import RaySession
 from cluster.telemetry import Telemetry
+from cluster.weight_sync import WeightSync, weight_sync
 from policy.prompts import load_prompts
 from rewards.service import RewardServiceError, RewardServices
 from transport.buffer import TrajectoryBuffer
 from transport.errors import TransportError
 from transport.redis_server import start_server
-from transport.weights.channel import Published
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class System:
     rollout: Rollout
     order: PromptOrder
     splits: dict[str, HeldOut]
-    newest: _Newest
+    weights: WeightSync
     position: int = 0
 
     @classmethod
@@ -77,8 +77,9 @@ class System:
         display.phase("starting the pools: vLLM, image sampler, rewards, learner")
         ranks = LearnerRanks(config, folder, url, name)
         stack.callback(ranks.close)
-        newest = _Newest()
-        pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, newest.welcome) for spec in _specs(config)}
+        weights = weight_sync(config, ranks, session.own_address() if session.nodes() > 1 else "127.0.0.1")
+        pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, weights.welcome) for spec in _specs(config)}
+        weights.pools = list(pools.values())
         for pool in pools.values():
             stack.callback(pool.close)
         for pool in (ranks.pool, *pools.values()):
@@ -99,7 +100,7 @@ class System:
         )
         prompts = load_prompts(config.prompts.train, config.prompts.exclude)
         order = PromptOrder(prompts, config.seed, config.prompts.shuffle)
-        system = cls(config, folder, telemetry, buffer, pools, ranks, rollout, order, _splits(config), newest)
+        system = cls(config, folder, telemetry, buffer, pools, ranks, rollout, order, _splits(config), weights)
         if resume:
             await system._restore()
         await system.publish(system.position)
@@ -120,14 +121,9 @@ class System:
     async def publish(self, version: int) -> float:
         """Hand the learner's weights to every actor as `version`; the seconds that it took."""
         start = time.monotonic()
-        published = self.newest.published = await self.ranks.publish(version)
-        published_s = time.monotonic() - start
-        work = f"weights {version}"
-        await asyncio.gather(
-            *(pool.everywhere("apply_weights", published, work=work) for pool in self.pools.values())
-        )
+        size, published_s = await self.weights.publish(version)
         seconds = time.monotonic() - start
-        self.telemetry.published(version, published.bytes, published_s, seconds - published_s)
+        self.telemetry.published(version, size, published_s, seconds - published_s)
         return seconds
 
     async def save(self, step: int, admitted: int) -> None:
@@ -154,17 +150,6 @@ class System:
         )
         logger.info("resumed at step %d; %d groups of the buffer are drawn again", self.position, len(done.dropped))
         self.folder.rewind(self.position)
-
-
-@dataclass(slots=True)
-class _Newest:
-    """The newest published weights, which a replica needs before it takes work; none while the run starts."""
-
-    published: Published | None = None
-
-    async def welcome(self, pool: Pool, replica: Replica) -> None:
-        if self.published:
-            await pool.tell(replica, "apply_weights", self.published, work=f"weights {self.published.version}")
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

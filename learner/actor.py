@@ -15,12 +15,15 @@ from learner import checkpoint
 from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.loading import load_engine
-from learner.process_group import Endpoint, Rendezvous, join
+from learner.process_group import join
 from policy.config import PolicyConfig
 from transport.buffer import TrajectoryBuffer
 from transport.config import BufferConfig, WeightsConfig
+from transport.errors import WeightTransferError
+from transport.rendezvous import Endpoint, Rendezvous
 from transport.trajectory import TrajectoryGroup
-from transport.weights.channel import Published
+from transport.weights.broadcast import BroadcastMember, Seat, at_seat
+from transport.weights.channel import Published, WeightManifest
 from transport.weights.object_store import ObjectStorePublisher
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,8 @@ class LearnerRank:
 
         rank 0: address() -> endpoint               all: setup(endpoint)
         rank 0: claim(groups) -> entry ids          all: train(entry ids)         rank 0: acknowledge(entry ids)
-        all: publish(version), save(folder, run_state), load(folder), export(folder)
+        all: publish(version); or rank 0: announce(version) -> manifest, all: broadcast(manifest, seat, deadline)
+        all: save(folder, run_state), load(folder), export(folder)
 
     Calls for all ranks are collectives: they are made on every rank at once, with the same arguments, and fail on all
     of them within `learner.deadline_s` when one is missing.
@@ -67,6 +71,9 @@ class LearnerRank:
         self._total_steps = total_steps
         self._buffer = TrajectoryBuffer(buffer.url, run, buffer.capacity, reconnect_s=buffer.reconnect_s)
         self._publisher = ObjectStorePublisher(weights.bucket_mb)
+        self._bucket_bytes = weights.bucket_mb << 20
+        self._member: BroadcastMember | None = None
+        self._version = 0
         self._rendezvous: Rendezvous | None = None
         self._joined: LearnerEngine | None = None
         self._claimed: dict[str, TrajectoryGroup] = {}
@@ -122,6 +129,7 @@ class LearnerRank:
             metrics = engine.step(groups, self._reward_weights)
         metrics |= {"seconds/read": read, "seconds/train": time.perf_counter() - started}
         self._metrics = metrics
+        self._version += 1
         log.info(
             "step %d: loss %.4g, kl %.4g, grad norm %.3g, %d tokens of %d members in %.2f s",
             engine.steps, metrics["loss"], metrics["kl"], metrics["grad_norm"], metrics["tokens"],
@@ -135,14 +143,55 @@ class LearnerRank:
 
     def publish(self, version: int) -> Published | None:
         """Publish the trained tensors as `version`; a collective, of which rank 0 returns what actors pull."""
-        engine = self._engine
+        engine, self._version = self._engine, version
         with self._together("publishing weights"):
             if engine.rank == 0:
                 return self._publisher.publish(version, engine.trained_tensors())
-            if self._settings.zero_stage == 3:
-                for _ in engine.trained_tensors():  # gathering is a collective
-                    pass
+            self._help_gathering()
         return None
+
+    def publish_present(self) -> Published | None:
+        """Publish the weights as they are, for an actor that joins late; a collective, as `publish`.
+
+        Their version is that of the last `publish` or `broadcast`, and one more for each step since.
+        """
+        newest = self._publisher.newest()
+        if newest is not None and newest.version == self._version:
+            return newest
+        return self.publish(self._version)
+
+    def announce(self, version: int) -> WeightManifest:
+        """Rank 0: what a broadcast of `version` is going to hold."""
+        return WeightManifest.of(version, self._engine.trained_layout(), self._bucket_bytes)
+
+    def broadcast(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> None:
+        """Broadcast the trained tensors as `announce`d; a collective, of which rank 0 has `seat`, and sends.
+
+        `deadline_s` seconds bound the wait for the receivers, and again the transfer.
+
+        Raises:
+            WeightTransferError: rank 0: a receiver is missing, or it broke off.
+        """
+        engine, self._version = self._engine, manifest.version
+        with self._together("broadcasting weights"):
+            if engine.rank != 0:
+                return self._help_gathering()
+            self._member = at_seat(self._member, seat)
+            tensors = engine.trained_tensors()
+            try:
+                self._member.meet(manifest.version, deadline_s)
+                self._member.send(manifest, tensors, deadline_s)
+            finally:
+                if self._settings.zero_stage == 3:
+                    for _ in tensors:  # the other ranks gather to the end, whatever became of it
+                        pass
+        return None
+
+    def _help_gathering(self) -> None:
+        """Take part while rank 0 iterates over the trained tensors, which is a collective under ZeRO 3."""
+        if self._settings.zero_stage == 3:
+            for _ in self._engine.trained_tensors():
+                pass
 
     def save(self, folder: str, run_state: dict[str, Any]) -> str:
         """Write a checkpoint with `run_state` (JSON) beside it into the run's `folder` of checkpoints; a collective.
@@ -180,8 +229,10 @@ class LearnerRank:
         return self._metrics
 
     def close(self) -> None:
-        """Leave the buffer and the process group."""
+        """Leave the buffer and the process groups."""
         self._buffer.close()
+        if self._member:
+            self._member.leave()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -191,6 +242,8 @@ class LearnerRank:
         started = time.monotonic()
         try:
             yield
+        except WeightTransferError:
+            raise
         except RuntimeError as error:
             if not isinstance(error, DistError) and "gloo" not in str(error):
                 raise

@@ -215,6 +215,11 @@ class LearnerEngine:
         """Shape of every trained tensor, by the name that it is published under; not a collective."""
         return {name: list(whole_shape(parameter)) for name, parameter in self._parameters().items()}
 
+    def trained_layout(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, number format and shape of what `trained_tensors` gives, in its order; not a collective."""
+        scale = [(SCALE, torch.float64, (1,))] if self._adapter is not None else []
+        return [*scale, *((n, p.dtype, tuple(whole_shape(p))) for n, p in self._parameters().items())]
+
     def export(self, folder: str | Path) -> None:
         """Write the policy as a checkpoint in the Hugging Face layout, which `load_policy` reads; rank 0 writes.
 

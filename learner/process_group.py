@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
+from transport.rendezvous import Endpoint, Rendezvous
+
 
 class RendezvousError(RuntimeError):
     """The ranks did not find one another within their deadline."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where rank 0 waits for the others."""
-
-    host: str
-    port: int
-
-
-class Rendezvous:
-    """Rank 0's listening socket, bound before anyone is told its address, so that nobody else can take the port."""
-
-    def __init__(self, host: str) -> None:
-        """Bind to `host`, an address of this machine; loopback stays loopback."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._socket.bind((host, 0))
-        self._socket.listen()
-        self.endpoint = Endpoint(host, self._socket.getsockname()[1])
-
-    def detach(self) -> int:
-        """Hand the socket's file descriptor over; this object is done with it."""
-        return self._socket.detach()
 
 
 def join(rank: int, ranks: int, endpoint: Endpoint, rendezvous: Rendezvous | None, deadline_s: float) -> None:

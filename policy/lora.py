@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,6 +108,10 @@ class BaseWeights:
         """Opens nothing yet."""
         self._config = config
         self._device = device
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a trip to another process, which opens the files itself."""
+        return {"_config": self._config, "_device": self._device}
 
     def tensor(self, name: str) -> Tensor:
         """One weight by its state-dict name; not to be written to.

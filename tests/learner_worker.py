@@ -83,7 +83,8 @@ def on_ranks(ranks: int, jobs: list[tuple[Any, ...]], deadline_s: float = 400) -
 def _main(rank: int, ranks: int, jobs: bytes, endpoint: Any, answers: Any) -> None:
     torch.set_num_threads(1)
     try:
-        from learner.process_group import Rendezvous, join
+        from learner.process_group import join
+        from transport.rendezvous import Rendezvous
 
         rendezvous = Rendezvous("127.0.0.1") if rank == 0 else None
         if rendezvous:

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from learner_cases import random_adapter
+from ray.exceptions import RayTaskError
 
 from actors.config import ImageConfig, SemanticConfig
 from actors.image_actor import ImageActor
@@ -18,6 +19,8 @@ from policy.config import PolicyConfig
 from policy.janus import load_policy, trained_parameters
 from policy.lora import BaseWeights, received_adapter
 from policy.scoring import Scorer, ScoreRows, SegmentRows
+from transport.weights.broadcast import BroadcastHost, BroadcastMember
+from transport.weights.channel import WeightManifest
 from transport.weights.object_store import ObjectStorePublisher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -39,13 +42,19 @@ def session() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_a_rollout_through_both_pools_before_and_after_a_sync(session: None, tiny_config: PolicyConfig) -> None:
+@pytest.mark.parametrize("transport", ["object_store", "broadcast"])
+def test_a_rollout_through_both_pools_before_and_after_a_sync(
+    session: None, tiny_config: PolicyConfig, transport: str
+) -> None:
     semantic = ray.remote(SemanticActor).remote(
         tiny_config, SemanticConfig(max_tokens=8, max_num_seqs=8, kv_cache_gb=0.05)
     )
     image = ray.remote(ImageActor).remote(tiny_config, ImageConfig(batch_size=8, guidance_scale=2.0))
     policy = load_policy(tiny_config)
     publisher = ObjectStorePublisher(bucket_mb=1)
+    host = BroadcastHost("127.0.0.1")
+    seats = host.seats(["learner-0", "semantic-0", "image-0"], "gloo")
+    sender = BroadcastMember(seats[0])
     for version in (1, 2, 3):
         tensors: dict[str, torch.Tensor] = {**trained_parameters(policy.model, "language_model")}
         if version == 2:  # an adapter; as in a run that trains one, the other weights are the checkpoint's
@@ -58,8 +67,17 @@ def test_a_rollout_through_both_pools_before_and_after_a_sync(session: None, tin
             with torch.no_grad():
                 for parameter in tensors.values():
                     parameter.add_(torch.randn_like(parameter) * 0.05)
-        published = publisher.publish(version, tensors.items())
-        applied = [actor.apply_weights.remote(published) for actor in (semantic, image)]
+        if transport == "object_store":
+            published = publisher.publish(version, tensors.items())
+            applied = [actor.apply_weights.remote(published) for actor in (semantic, image)]
+        else:
+            manifest = WeightManifest.of(version, [(n, t.dtype, tuple(t.shape)) for n, t in tensors.items()], 1 << 16)
+            applied = [
+                actor.receive_weights.remote(manifest, seat, WAIT_S)
+                for actor, seat in zip((semantic, image), seats[1:], strict=True)
+            ]
+            sender.meet(version, WAIT_S)
+            sender.send(manifest, tensors.items(), WAIT_S)
         assert ray.get(applied, timeout=WAIT_S) == [version, version]
         # several groups at once, as the training loop sends them
         prompts = [[SemanticRequest("a red circle", 10 * g + i) for i in range(4)] for g in range(3)]
@@ -88,3 +106,11 @@ def test_a_rollout_through_both_pools_before_and_after_a_sync(session: None, tin
             torch.testing.assert_close(torch.cat(ours), theirs, atol=1e-5, rtol=0)
     assert ray.get(semantic.metrics.remote(), timeout=WAIT_S)["weight_version"] == 3
     assert ray.get(image.ping.remote(), timeout=WAIT_S)
+    if transport == "broadcast":
+        wrong = WeightManifest.of(4, [("model.unknown", torch.float32, (2, 2))], 1 << 16)
+        for actor, seat, told in ((semantic, seats[1], "were not published"), (image, seats[2], "no tensor")):
+            with pytest.raises(RayTaskError, match=rf"weights 4: .*{told}"):  # before it enters
+                ray.get(actor.receive_weights.remote(wrong, seat, WAIT_S), timeout=WAIT_S)
+        assert ray.get([semantic.version.remote(), image.version.remote()], timeout=WAIT_S) == [3, 3]
+    for actor in (semantic, image):
+        ray.kill(actor)

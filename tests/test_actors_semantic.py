@@ -14,13 +14,15 @@ from learner_cases import random_adapter
 from transformers import JanusForConditionalGeneration
 
 from actors.config import SemanticConfig
-from actors.errors import DeadlineError, PromptError, WeightsError
+from actors.errors import DeadlineError, EngineError, PromptError, WeightsError
 from actors.requests import SemanticOutput, SemanticRequest
 from policy.config import PolicyConfig
-from policy.janus import Policy
-from policy.lora import SCALE, adapter_name, received_adapter
+from policy.janus import Policy, trained_parameters
+from policy.lora import SCALE, BaseWeights, adapter_name, received_adapter
 from policy.scoring import Scorer, ScoreRows, SegmentRows
 from transport.errors import WeightsHalfWritten, WeightTransferError
+from transport.weights.broadcast import BroadcastHost, BroadcastMember
+from transport.weights.channel import WeightManifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -39,6 +41,30 @@ def requests(count: int) -> list[SemanticRequest]:
 
 def tokens(outputs: list[SemanticOutput]) -> list[list[int]]:
     return [output.segment.token_ids.tolist() for output in outputs]
+
+
+async def broadcast_to(actor: Any, version: int, tensors: dict[str, torch.Tensor]) -> int:
+    """Send tensors from this thread to the workers of `actor`, all in one group."""
+    workers = actor._config.tensor_parallel
+    names = ["learner-0", *(f"semantic-0 worker {number}" for number in range(workers))]
+    host = BroadcastHost("127.0.0.1")
+    seats = host.seats(names, "gloo")
+    manifest = WeightManifest.of(version, [(n, t.dtype, tuple(t.shape)) for n, t in tensors.items()], 1 << 16)
+    receiving = asyncio.create_task(actor.receive_weights(manifest, seats[1], 60.0))
+    sender = BroadcastMember(seats[0])
+
+    def send() -> None:
+        sender.meet(version, 60.0)
+        sender.send(manifest, tensors.items(), 60.0)
+
+    sending = asyncio.create_task(asyncio.to_thread(send))
+    try:
+        return await receiving
+    finally:
+        if receiving.exception():
+            host.stop(version, "a receiver refused")
+        await asyncio.wait([sending])
+        sender.leave()
 
 
 def worst(policy: Policy, model: JanusForConditionalGeneration, outputs: list[SemanticOutput]) -> float:
@@ -224,6 +250,23 @@ def test_tensor_parallel_with_top_k(tiny_config: PolicyConfig, tiny_policy: Poli
             assert run(sharded.load_policy(tiny_policy.model, version)) == version
             outputs = run(sharded.generate(requests(12)))
             assert worst(tiny_policy, tiny_policy.model, outputs) < 1e-5
+        model = deepcopy(tiny_policy.model)
+        with torch.no_grad():
+            for parameter in model.model.language_model.parameters():
+                parameter.mul_(1.1)
+        assert run(broadcast_to(sharded, 3, trained_parameters(model, "language_model"))) == 3
+        assert worst(tiny_policy, model, run(sharded.generate(requests(12)))) < 1e-5
+        with pytest.raises(WeightTransferError, match=r"weights 4: 'model\.norm\.weight' is \[3\]"):
+            wrong = trained_parameters(model, "language_model") | {"model.language_model.norm.weight": torch.zeros(3)}
+            run(broadcast_to(sharded, 4, wrong))
+        adapter = random_adapter(tiny_policy, ["model.language_model.layers.1.self_attn.k_proj.weight"])
+        assert run(broadcast_to(sharded, 5, adapter)) == 5
+        merged = deepcopy(tiny_policy.model)
+        for name, tensor in received_adapter(list(adapter.items())).merged(BaseWeights(tiny_config).tensor):
+            merged.state_dict()[name].copy_(tensor)
+        assert worst(tiny_policy, merged, run(sharded.generate(requests(12)))) < 1e-5
+        assert run(sharded.load_policy(tiny_policy.model, 6)) == 6
+        outputs = run(sharded.generate(requests(12)))
         for output in outputs:
             ids = torch.cat([output.segment.prompt_ids, output.segment.token_ids])
             model = tiny_policy.model
@@ -246,7 +289,7 @@ def test_an_update_that_breaks_off_leaves_no_weights(loaded: Any, monkeypatch: p
         raise WeightsHalfWritten("half written")
 
     monkeypatch.setattr("transport.weights.vllm_engine.apply_to_vllm", broken)
-    with pytest.raises(WeightTransferError, match="half written"):
+    with pytest.raises(EngineError, match="half written"):
         run(loaded._load(3, []))
     with pytest.raises(WeightsError, match="no weights"):
         run(loaded.generate(requests(1)))

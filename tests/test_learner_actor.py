@@ -16,12 +16,13 @@ from ray.exceptions import RayTaskError
 
 from learner.actor import LearnerRank
 from learner.config import LearnerConfig, OptimizerConfig
-from learner.process_group import Endpoint, join
+from learner.process_group import join
 from policy.config import PolicyConfig
 from policy.janus import Policy
 from transport.buffer import TrajectoryBuffer
 from transport.config import BufferConfig, WeightsConfig
 from transport.redis_server import start_server
+from transport.rendezvous import Endpoint
 from transport.weights.object_store import ObjectStoreReceiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -16,9 +16,10 @@ from learner_worker import Trained, on_ranks, train_and_resume
 from learner import checkpoint
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.engine import LearnerEngine
-from learner.process_group import Endpoint, join
+from learner.process_group import join
 from policy.config import PolicyConfig
 from policy.janus import CheckpointError, Policy, load_policy
+from transport.rendezvous import Endpoint
 from transport.trajectory import TrajectoryGroup
 
 

@@ -8,9 +8,10 @@ from learner_cases import random_groups
 from learner_worker import Trained, on_ranks, train
 
 from learner.config import LearnerConfig, ObjectiveConfig, OptimizerConfig
-from learner.process_group import Endpoint, join
+from learner.process_group import join
 from policy.config import PolicyConfig
 from policy.janus import Policy
+from transport.rendezvous import Endpoint
 from transport.trajectory import TrajectoryGroup
 
 SMALL, LARGE = 60, 100_000  # tokens of a micro-batch: a row or two, everything

@@ -16,11 +16,12 @@ from learner.batching import plan_batch, training_rows
 from learner.config import LearnerConfig, LoraConfig, ObjectiveConfig, OptimizerConfig
 from learner.engine import LearnerEngine
 from learner.loading import load_engine
-from learner.process_group import Endpoint, join
+from learner.process_group import join
 from policy.config import PolicyConfig
 from policy.janus import CheckpointError, Policy, load_policy
 from policy.lora import SCALE, BaseWeights, received_adapter
 from policy.scoring import Scorer, ScoreRows
+from transport.rendezvous import Endpoint
 from transport.trajectory import TrajectoryGroup
 
 LORA = LoraConfig(rank=4, alpha=6.0)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from learner.config import LearnerConfig, ObjectiveConfig, OptimizerConfig
 from learner.engine import LearnerEngine
-from learner.process_group import Endpoint, join
+from learner.process_group import join
 from policy.janus import Policy, trained_parameters
+from transport.rendezvous import Endpoint
 
 CASES = {
     "guided": (ObjectiveConfig(), Reference()),

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transport.errors import WeightsHalfWritten, WeightTransferError
-from transport.weights.channel import Published
+from transport.weights.broadcast import BroadcastHost, BroadcastMember
+from transport.weights.channel import Published, WeightManifest
 from transport.weights.object_store import ObjectStorePublisher
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
-    from transport.weights.vllm_engine import register
+    from transport.weights.vllm_engine import WORKER, register
 
     folder: Path = tmp_path_factory.mktemp("llama")
     config = CONFIG.to_dict() | {"architectures": ["LlamaForCausalLM"]}
@@ -77,6 +79,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         max_num_seqs=8,
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
+        worker_extension_cls=WORKER,
         weight_transfer_config=WeightTransferConfig(backend=register()),
     )
 
@@ -147,7 +150,34 @@ def test_a_transfer_that_fails_changes_nothing(llm: LLM, publisher: ObjectStoreP
 
 
 def test_weights_of_another_shape_are_refused(llm: LLM, publisher: ObjectStorePublisher) -> None:
-    tensors = janus_state(policy(7))  # the last test: it breaks the engine
+    model = policy(7)
+    apply(llm, publisher.publish(7, janus_state(model).items()))
+    tensors = janus_state(policy(8))
     tensors["model.language_model.layers.0.mlp.down_proj.weight"] = torch.zeros(3, 3)
-    with pytest.raises(WeightsHalfWritten, match="weights 7: vLLM could not load them"):
-        apply(llm, publisher.publish(7, tensors.items()))
+    with pytest.raises(
+        WeightTransferError, match=r"weights 8: 'model\.layers\.0\.mlp\.down_proj\.weight' is \[3, 3\]"
+    ):
+        apply(llm, publisher.publish(8, tensors.items()))
+    assert worst_difference(llm, model) < 1e-5
+
+
+def test_a_broadcast_that_breaks_off_half_way_is_told(llm: LLM) -> None:
+    """The last test: it breaks the engine."""
+    from transport.weights.vllm_engine import broadcast_to_vllm
+
+    tensors = janus_state(policy(9))
+    manifest = WeightManifest.of(9, [(n, t.dtype, tuple(t.shape)) for n, t in tensors.items()], 16 << 10)
+    host = BroadcastHost("127.0.0.1")
+    seats = host.seats(["learner-0", "semantic-0"], "gloo")
+    sender = BroadcastMember(seats[0])
+
+    def send() -> None:
+        sender.meet(9, 20.0)
+        sender.send(manifest, list(tensors.items())[:-3], 20.0)
+
+    with ThreadPoolExecutor(1) as thread:
+        sending = thread.submit(send)
+        with pytest.raises(WeightsHalfWritten, match="weights 9: .*half written.*learner-0 gave up"):
+            broadcast_to_vllm(llm, manifest, seats[1], deadline_s=20.0)
+        with pytest.raises(WeightTransferError, match="fewer tensors came"):
+            sending.result()

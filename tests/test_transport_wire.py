@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from policy.prompts import CountInfo, PromptRecord, SpatialInfo
 from transport.errors import WireError
 from transport.trajectory import ImageSegment, Member, SemanticSegment, TrajectoryGroup
-from transport.wire import pack, unpack
+from transport.wire import VERSION, pack, unpack
 
 RECORD = PromptRecord(
     prompt="дві rüben 🥕 under a 椅子",
@@ -86,7 +86,7 @@ def same(left: Any, right: Any) -> bool:
 def sealed(head: bytes, payload: bytes) -> bytes:
     """A header and a payload with a prelude that fits them, so that only their content can be refused."""
     body = struct.pack(">I", len(head)) + head + payload
-    return struct.pack(">4sHI", b"BCTG", 1, zlib.crc32(body)) + body
+    return struct.pack(">4sHI", b"BCTG", VERSION, zlib.crc32(body)) + body
 
 
 def opened(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -126,8 +126,8 @@ def test_strided_tensors_are_written_as_they_read() -> None:
         (Member(1, semantic(logprobs=torch.zeros(4, dtype=torch.float64)), image()), "semantic.logprobs"),
         (Member(1, None, image(prompt_ids=torch.tensor([2**31]))), "beyond int32"),
         (Member(1, None, image(prompt_ids=torch.tensor([-1]))), "negative"),
-        (Member(1, None, image(), rewards={"hps": float("nan")}), r"members.0.rewards.hps: .*finite"),
-        (Member(1, None, image(), rewards={"hps": "0.5"}), r"members.0.rewards.hps"),  # type: ignore[dict-item]
+        (Member(1, None, image(), rewards={"hps": float("nan")}), r"rewards.0.hps: .*finite"),
+        (Member(1, None, image(), rewards={"hps": "0.5"}), r"rewards.0.hps"),  # type: ignore[dict-item]
         (Member(1, None, image(), cot="\ud800"), "not Unicode"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_group_that_breaks_the_contract_is_refused(member: Member, message: st
         (b"", "0 bytes"),
         (PACKED[:13], "13 bytes"),
         (b"PK\3\4" + PACKED[4:], "starts with"),
-        (PACKED[:4] + b"\0\2" + PACKED[6:], "wire version 2"),
+        (PACKED[:4] + b"\0\1" + PACKED[6:], "wire version 1"),
         (PACKED[:-1], "checksum"),
         (PACKED + b"\0", "checksum"),
         (sealed(b"", b"")[:6] + struct.pack(">II", zlib.crc32(b"\xff" * 4), 2**32 - 1), "cut off"),
@@ -164,8 +164,13 @@ def test_a_header_must_agree_with_the_arrays() -> None:
         ("tokens", 7, "ids holds"),
     ):
         changed = json.loads(json.dumps(head))
-        changed["members"][0]["image"][key] = value
+        changed["image"][key][0] = value
         with pytest.raises(WireError, match=message):
+            unpack(sealed(json.dumps(changed).encode(), payload))
+    for part, key in (("", "cot"), ("", "has_semantic"), ("semantic", "tokens"), ("image", "temperature")):
+        changed = json.loads(json.dumps(head))
+        (changed[part] if part else changed)[key].pop()
+        with pytest.raises(WireError, match=r"has \d places for \d members"):
             unpack(sealed(json.dumps(changed).encode(), payload))
     for arrays, message in (
         ({"ids": torch.zeros(2)}, "arrays"),

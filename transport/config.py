@@ -51,5 +51,9 @@ class BufferConfig(_Config):
 class WeightsConfig(_Config):
     """How trained weights travel from the learner to the actors."""
 
-    transport: Literal["object_store"] = Field("object_store", description="object_store: Ray objects, one a bucket")
+    transport: Literal["object_store", "nccl"] = Field(
+        "object_store",
+        description="object_store: Ray objects, one a bucket; nccl: one broadcast to all actors, for pools of whole "
+        "GPUs (between pools on CPUs it is gloo's)",
+    )
     bucket_mb: int = Field(256, ge=1, le=4096, description="MiB a bucket; a larger tensor has a bucket of its own")

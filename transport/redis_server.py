@@ -36,6 +36,8 @@ port {port}
 requirepass {password}
 appendonly yes
 appendfsync everysec
+auto-aof-rewrite-min-size 512mb
+rdbcompression no
 save ""
 logfile redis.log
 maxmemory-policy noeviction

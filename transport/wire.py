@@ -3,22 +3,22 @@
     "BCTG" | version u16 | CRC-32 u32 of all that follows | header bytes u32 | JSON header | safetensors
 
 The arrays are the group's token ids (int32, on the wire only), its log-probs (float32) and its pictures (uint8, PNG
-bytes), each of all members end to end; the header holds their lengths, the prompt record, and every scalar. Few large
-arrays instead of seven a member, because each tensor of its own costs more than its bytes do.
+bytes): semantic segments first, then images, each kind in the members' order, end to end. The header holds their
+lengths, the prompt record, and every scalar, in columns: one list a field, not one object a member. Few arrays and
+few lists, because each tensor and each object of its own costs more than its bytes do.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 from pydantic_core import PydanticSerializationError
-from safetensors import SafetensorError
-from safetensors.numpy import save
+from safetensors import SafetensorError, TensorSpec, serialize
 from safetensors.torch import load
 
 from policy.prompts import PromptRecord
@@ -26,9 +26,10 @@ from transport.errors import WireError
 from transport.trajectory import ImageSegment, Member, SemanticSegment, TrajectoryGroup
 
 MAGIC = b"BCTG"
-VERSION = 1
+VERSION = 2
 _PRELUDE = struct.Struct(">4sHII")
 _DTYPES = {"ids": torch.int32, "logprobs": torch.float32, "pictures": torch.uint8}
+_NAMES = {torch.int32: "int32", torch.float32: "float32", torch.uint8: "uint8"}
 _INT32_MAX = 2**31 - 1
 
 
@@ -36,37 +37,37 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _SemanticHeader(_Wire):
-    prompt: NonNegativeInt
-    tokens: NonNegativeInt
-    temperature: FiniteFloat
-    finish_reason: str
-    weight_version: int
+class _Segments(_Wire):
+    """One kind of segment, of the members that have it; `prompt` and `tokens` are lengths."""
+
+    prompt: tuple[NonNegativeInt, ...]
+    tokens: tuple[NonNegativeInt, ...]
+    temperature: tuple[FiniteFloat, ...]
+    weight_version: tuple[int, ...]
 
 
-class _ImageHeader(_Wire):
-    prompt: NonNegativeInt
-    tokens: NonNegativeInt
-    guidance_scale: FiniteFloat
-    temperature: FiniteFloat
-    weight_version: int
+class _SemanticSegments(_Segments):
+    finish_reason: tuple[str, ...]
 
 
-class _MemberHeader(_Wire):
-    seed: int
-    semantic: _SemanticHeader | None
-    image: _ImageHeader
-    cot: str
-    rewards: dict[str, FiniteFloat | None]
-    png: NonNegativeInt | None
+class _ImageSegments(_Segments):
+    guidance_scale: tuple[FiniteFloat, ...]
 
 
 class _Header(_Wire):
+    """`seed` to `png`, which is a length, have a place for each member."""
+
     id: str = Field(min_length=1)
     index: int
     visit: int
     prompt: PromptRecord
-    members: tuple[_MemberHeader, ...]
+    seed: tuple[int, ...]
+    cot: tuple[str, ...]
+    rewards: tuple[dict[str, FiniteFloat | None], ...]
+    png: tuple[NonNegativeInt | None, ...]
+    has_semantic: tuple[bool, ...]
+    semantic: _SemanticSegments
+    image: _ImageSegments
 
 
 def pack(group: TrajectoryGroup) -> bytes:
@@ -76,40 +77,51 @@ def pack(group: TrajectoryGroup) -> bytes:
         WireError: a tensor of another dtype or length than `trajectory` documents, an id beyond int32, a reward or a
             scalar that is not finite (a missing reward is None), text that is not Unicode.
     """
-    ids: list[torch.Tensor] = []
-    logprobs: list[torch.Tensor] = []
-    pictures: list[bytes] = []
-    members = []
-    for position, member in enumerate(group.members):
-        where = f"group {group.id!r}, member {position}"
-        semantic, image = member.semantic, member.image
-        if semantic is not None:
-            ids += _ids(where, "semantic", semantic)
-            logprobs.append(_logprobs(where, "semantic.logprobs", semantic.logprobs, semantic))
-        ids += _ids(where, "image", image)
-        logprobs.append(_logprobs(where, "image.conditional_logprobs", image.conditional_logprobs, image))
-        logprobs.append(_logprobs(where, "image.guided_logprobs", image.guided_logprobs, image))
-        if member.png is not None:
-            pictures.append(member.png)
-        members.append(_member_header(member))
-    fields = {"id": group.id, "index": group.index, "visit": group.visit, "prompt": group.prompt}
+    members = group.members
+    semantics = [member.semantic for member in members if member.semantic is not None]
+    images = [member.image for member in members]
+    ids = [row for semantic in semantics for row in (semantic.prompt_ids, semantic.token_ids)]
+    ids += [row for image in images for row in (image.prompt_ids, image.token_ids)]
+    logprobs = [semantic.logprobs for semantic in semantics]
+    logprobs += [row for image in images for row in (image.conditional_logprobs, image.guided_logprobs)]
+    lengths, first = [row.numel() for row in ids], 2 * len(semantics)
+    scored = lengths[1:first:2] + [length for length in lengths[first + 1 :: 2] for _ in range(2)]
+    if not (_are_rows(ids, torch.int64) and _are_rows(logprobs, torch.float32, scored)):
+        raise _misfit(group)
+    columns = {
+        "id": group.id,
+        "index": group.index,
+        "visit": group.visit,
+        "prompt": group.prompt,
+        "seed": tuple([member.seed for member in members]),
+        "cot": tuple([member.cot for member in members]),
+        "rewards": tuple([member.rewards for member in members]),
+        "png": tuple([None if member.png is None else len(member.png) for member in members]),
+        "has_semantic": tuple([member.semantic is not None for member in members]),
+        "semantic": {
+            **_columns(semantics, lengths[:first]),
+            "finish_reason": tuple([semantic.finish_reason for semantic in semantics]),
+        },
+        "image": {
+            **_columns(images, lengths[first:]),
+            "guidance_scale": tuple([image.guidance_scale for image in images]),
+        },
+    }
     try:
-        header = _Header.model_validate(fields | {"members": tuple(members)})
-        head = header.model_dump_json(exclude_defaults=True).encode()
+        head = _Header.model_validate(columns).model_dump_json(exclude_defaults=True).encode()
     except ValidationError as error:
         raise WireError(f"group {group.id!r}: {_first(error)}") from error
     except PydanticSerializationError as error:  # a lone surrogate
         raise WireError(f"group {group.id!r}: text that is not Unicode ({error})") from error
-    wide = torch.cat(ids).cpu() if ids else torch.empty(0, dtype=torch.int64)
-    if wide.numel() and (int(wide.min()) < 0 or int(wide.max()) > _INT32_MAX):
+    wide = _joined(ids, torch.int64).numpy()
+    if wide.view(np.uint64).max(initial=0) > _INT32_MAX:  # negative ones are huge then
         raise WireError(f"group {group.id!r}: a token id is negative or beyond int32")
-    dense = torch.cat(logprobs).cpu() if logprobs else torch.empty(0)
     arrays = {
-        "ids": wide.numpy().astype(np.int32),
-        "logprobs": dense.detach().numpy(),
-        "pictures": np.frombuffer(b"".join(pictures), dtype=np.uint8),
+        "ids": torch.from_numpy(wide.astype(np.int32)),
+        "logprobs": _joined(logprobs, torch.float32),
+        "pictures": _bytes([member.png for member in members if member.png]),
     }
-    body = b"".join((struct.pack(">I", len(head)), head, save(arrays)))
+    body = b"".join((struct.pack(">I", len(head)), head, _safetensors(arrays)))
     return struct.pack(">4sHI", MAGIC, VERSION, zlib.crc32(body)) + body
 
 
@@ -136,48 +148,71 @@ def unpack(data: bytes | memoryview) -> TrajectoryGroup:
         header = _Header.model_validate_json(bytes(body[:head_bytes]))
     except ValidationError as error:
         raise WireError(f"header: {_first(error)}") from error
+    _check_columns(header)
     return _assemble(header, _arrays(bytes(body[head_bytes:])))
 
 
-def _member_header(member: Member) -> dict[str, object]:
-    semantic, image = member.semantic, member.image
+def _columns(
+    segments: Sequence[SemanticSegment] | Sequence[ImageSegment], lengths: list[int]
+) -> dict[str, tuple[float, ...]]:
+    """`lengths` alternate between a segment's prompt and its tokens."""
     return {
-        "seed": member.seed,
-        "semantic": None
-        if semantic is None
-        else {
-            "prompt": semantic.prompt_ids.numel(),
-            "tokens": semantic.token_ids.numel(),
-            "temperature": semantic.temperature,
-            "finish_reason": semantic.finish_reason,
-            "weight_version": semantic.weight_version,
-        },
-        "image": {
-            "prompt": image.prompt_ids.numel(),
-            "tokens": image.token_ids.numel(),
-            "guidance_scale": image.guidance_scale,
-            "temperature": image.temperature,
-            "weight_version": image.weight_version,
-        },
-        "cot": member.cot,
-        "rewards": member.rewards,
-        "png": None if member.png is None else len(member.png),
+        "prompt": tuple(lengths[::2]),
+        "tokens": tuple(lengths[1::2]),
+        "temperature": tuple([segment.temperature for segment in segments]),
+        "weight_version": tuple([segment.weight_version for segment in segments]),
     }
 
 
-def _ids(where: str, segment: str, of: SemanticSegment | ImageSegment) -> list[torch.Tensor]:
-    for name, ids in (("prompt_ids", of.prompt_ids), ("token_ids", of.token_ids)):
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise WireError(f"{where}: {segment}.{name} is {ids.dtype} {list(ids.shape)}, expected int64 [tokens]")
-    return [of.prompt_ids, of.token_ids]
+def _are_rows(tensors: list[torch.Tensor], dtype: torch.dtype, lengths: list[int] | None = None) -> bool:
+    """Whether all are of that dtype, of one dimension, and of those lengths where any are given."""
+    if not ({tensor.dtype for tensor in tensors} <= {dtype} and {tensor.dim() for tensor in tensors} <= {1}):
+        return False
+    return lengths is None or [tensor.numel() for tensor in tensors] == lengths
 
 
-def _logprobs(where: str, name: str, values: torch.Tensor, of: SemanticSegment | ImageSegment) -> torch.Tensor:
-    if values.dtype != torch.float32 or values.shape != of.token_ids.shape:
-        raise WireError(
-            f"{where}: {name} is {values.dtype} {list(values.shape)}, expected float32 {list(of.token_ids.shape)}"
-        )
-    return values
+def _joined(rows: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    return torch.cat(rows).detach().cpu() if rows else torch.empty(0, dtype=dtype)
+
+
+def _bytes(pieces: list[bytes]) -> torch.Tensor:
+    return (
+        torch.frombuffer(bytearray().join(pieces), dtype=torch.uint8) if pieces else torch.empty(0, dtype=torch.uint8)
+    )
+
+
+def _safetensors(arrays: dict[str, torch.Tensor]) -> bytes:
+    """As `safetensors.torch.save`, for contiguous rows on a little-endian CPU, without its checks of all the rest."""
+    return serialize(
+        {
+            name: TensorSpec(
+                dtype=_NAMES[array.dtype], shape=array.shape, data_ptr=array.data_ptr(), data_len=array.nbytes
+            )
+            for name, array in arrays.items()
+        },
+        None,
+    )
+
+
+def _misfit(group: TrajectoryGroup) -> WireError:
+    """Names the first tensor whose dtype or shape is not the documented one."""
+    for position, member in enumerate(group.members):
+        for kind, segment in (("semantic", member.semantic), ("image", member.image)):
+            if segment is None:
+                continue
+            for name in segment.__slots__:
+                values = getattr(segment, name)
+                if name.endswith("_ids"):
+                    fits, expected = values.dtype == torch.int64 and values.dim() == 1, "int64 [tokens]"
+                elif name.endswith("logprobs"):
+                    shape = segment.token_ids.shape
+                    fits, expected = values.dtype == torch.float32 and values.shape == shape, f"float32 {list(shape)}"
+                else:
+                    continue
+                if not fits:
+                    found = f"{kind}.{name} is {values.dtype} {list(values.shape)}"
+                    return WireError(f"group {group.id!r}, member {position}: {found}, expected {expected}")
+    raise AssertionError(f"group {group.id!r}: every tensor fits")
 
 
 def _arrays(payload: bytes) -> dict[str, torch.Tensor]:
@@ -194,58 +229,44 @@ def _arrays(payload: bytes) -> dict[str, torch.Tensor]:
     return found
 
 
+def _check_columns(header: _Header) -> None:
+    members, semantics = len(header.seed), sum(header.has_semantic)
+    whole = {name: getattr(header, name) for name in ("cot", "rewards", "png", "has_semantic")}
+    for where, columns, rows in (
+        ("", whole, members),
+        ("semantic.", vars(header.semantic), semantics),
+        ("image.", vars(header.image), members),
+    ):
+        for name, column in columns.items():
+            if len(column) != rows:
+                raise WireError(f"header: {where}{name} has {len(column)} places for {rows} members")
+
+
 def _assemble(header: _Header, arrays: dict[str, torch.Tensor]) -> TrajectoryGroup:
-    id_lengths: list[int] = []
-    logprob_lengths: list[int] = []
-    picture_lengths: list[int] = []
-    for member in header.members:
-        if member.semantic is not None:
-            id_lengths += (member.semantic.prompt, member.semantic.tokens)
-            logprob_lengths.append(member.semantic.tokens)
-        id_lengths += (member.image.prompt, member.image.tokens)
-        logprob_lengths += (member.image.tokens, member.image.tokens)
-        if member.png is not None:
-            picture_lengths.append(member.png)
-    ids = _split("ids", arrays["ids"].to(torch.int64), id_lengths)
-    logprobs = _split("logprobs", arrays["logprobs"], logprob_lengths)
-    pictures = _split("pictures", arrays["pictures"], picture_lengths)
-    members = tuple(_member(member, ids, logprobs, pictures) for member in header.members)
-    return TrajectoryGroup(header.id, header.index, header.visit, header.prompt, members)
+    semantic, image = header.semantic, header.image
+    lengths = [*zip(semantic.prompt, semantic.tokens, strict=True), *zip(image.prompt, image.tokens, strict=True)]
+    ids = _split("ids", arrays["ids"].to(torch.int64), [length for pair in lengths for length in pair])
+    scored = [*semantic.tokens, *(length for length in image.tokens for _ in range(2))]
+    logprobs = _split("logprobs", arrays["logprobs"], scored)
+    pictures = _split("pictures", arrays["pictures"], [length for length in header.png if length is not None])
+    semantics = iter([
+        SemanticSegment(next(ids), next(ids), next(logprobs), *scalars)
+        for scalars in zip(semantic.temperature, semantic.finish_reason, semantic.weight_version, strict=True)
+    ])  # fmt: skip
+    images = [
+        ImageSegment(next(ids), next(ids), next(logprobs), next(logprobs), *scalars)
+        for scalars in zip(image.guidance_scale, image.temperature, image.weight_version, strict=True)
+    ]
+    thoughts = [next(semantics) if there else None for there in header.has_semantic]
+    pngs = [None if length is None else next(pictures).numpy().tobytes() for length in header.png]
+    members = map(Member, header.seed, thoughts, images, header.cot, header.rewards, pngs)
+    return TrajectoryGroup(header.id, header.index, header.visit, header.prompt, tuple(members))
 
 
 def _split(name: str, array: torch.Tensor, lengths: list[int]) -> Iterator[torch.Tensor]:
-    if sum(lengths) != len(array):
-        raise WireError(f"payload: {name} holds {len(array)} elements, the header speaks of {sum(lengths)}")
-    return iter(array.split(lengths))
-
-
-def _member(
-    header: _MemberHeader,
-    ids: Iterator[torch.Tensor],
-    logprobs: Iterator[torch.Tensor],
-    pictures: Iterator[torch.Tensor],
-) -> Member:
-    semantic, of = None, header.semantic
-    if of is not None:
-        semantic = SemanticSegment(
-            prompt_ids=next(ids),
-            token_ids=next(ids),
-            logprobs=next(logprobs),
-            temperature=of.temperature,
-            finish_reason=of.finish_reason,
-            weight_version=of.weight_version,
-        )
-    image = ImageSegment(
-        prompt_ids=next(ids),
-        token_ids=next(ids),
-        conditional_logprobs=next(logprobs),
-        guided_logprobs=next(logprobs),
-        guidance_scale=header.image.guidance_scale,
-        temperature=header.image.temperature,
-        weight_version=header.image.weight_version,
-    )
-    png = None if header.png is None else next(pictures).numpy().tobytes()
-    return Member(header.seed, semantic, image, header.cot, header.rewards, png)
+    if sum(lengths) != array.numel():
+        raise WireError(f"payload: {name} holds {array.numel()} elements, the header speaks of {sum(lengths)}")
+    return iter(array.split_with_sizes(lengths))
 
 
 def _first(error: ValidationError) -> str:

@@ -1,15 +1,22 @@
-"""What a weight transport is: a publisher on the learner, a receiver on every actor, a manifest between them."""
+"""What a weight transport is: a publisher on the learner, a receiver on every actor, a manifest between them.
+
+A broadcast (`broadcast`) has the manifest in common with it, but no publisher: both sides act at once.
+"""
 
 from __future__ import annotations
 
 import math
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from policy.lora import SCALE
+from transport.errors import WeightTransferError
 
 ALIGNMENT = 64
 """Bytes; every tensor of a bucket starts at a multiple of it, so that a view of any dtype is possible."""
@@ -31,14 +38,42 @@ class TensorSpec:
 class WeightManifest:
     """All that a receiver has to know before the first byte comes.
 
-    `tensors` stand in the order in which they were published, `bucket_bytes` and `checksums` (CRC-32) are one a
-    bucket. A receiver may allocate its buckets from it.
+    `tensors` stand in the order in which they were published, `bucket_bytes` and `checksums` are one a bucket. A
+    receiver may allocate its buckets from it. A broadcast has no `checksums` here: each comes at its bucket's end.
     """
 
     version: int
     tensors: tuple[TensorSpec, ...]
     bucket_bytes: tuple[int, ...]
-    checksums: tuple[int, ...]
+    checksums: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls, version: int, layout: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], bucket_bytes: int
+    ) -> WeightManifest:
+        """The manifest of tensors that are only known by name, dtype and shape.
+
+        Raises:
+            WeightTransferError: there is none, or a name comes twice.
+        """
+        plan = BucketPlan(bucket_bytes)
+        for name, dtype, shape in layout:
+            plan.add(name, dtype, shape)
+        if not plan.specs:
+            raise WeightTransferError(f"weights {version}: no tensor to publish")
+        twice = next((name for name, count in Counter(spec.name for spec in plan.specs).items() if count > 1), None)
+        if twice:
+            raise WeightTransferError(f"weights {version}: {twice!r} comes twice")
+        return cls(version, tuple(plan.specs), tuple(plan.sizes))
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a LoRA adapter that travels (`policy.lora`)."""
+        return any(spec.name == SCALE for spec in self.tensors)
+
+    def stand_ins(self) -> list[tuple[str, torch.Tensor]]:
+        """A tensor of each name, dtype and shape, without memory: to check what is to come against a model."""
+        return [(spec.name, torch.zeros((), dtype=spec.dtype).expand(spec.shape)) for spec in self.tensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +98,7 @@ class Published:
 
     @property
     def checksum(self) -> int:
-        """CRC-32 over the buckets' checksums: equal for equal weights in equal buckets."""
+        """Of the buckets' checksums: equal for equal weights in equal buckets."""
         return zlib.crc32(b"".join(value.to_bytes(4, "big") for value in self.manifest.checksums))
 
 
@@ -75,8 +110,7 @@ class WeightPublisher(ABC):
         """Publish `tensors` as `version`, which is greater than any before.
 
         Where several ranks share the tensors (ZeRO 3), iterating gathers them, a collective: each rank iterates,
-        one of them here. Tensors may be generated one at a time and may change once this returns, unless the
-        transport overrides `wait`.
+        one of them here. Tensors may be generated one at a time and may change once this returns.
 
         Raises:
             WeightTransferError: nothing to publish, a name twice, or a version that does not rise.
@@ -85,13 +119,6 @@ class WeightPublisher(ABC):
     @abstractmethod
     def newest(self) -> Published | None:
         """The version that an actor which joins late asks for; None before the first."""
-
-    def wait(self, deadline_s: float) -> None:  # noqa: B027 - nothing to wait for is a valid transport
-        """Return once the published tensors may change.
-
-        A broadcast (NCCL) returns from `publish` as soon as receivers may start, sends from a thread of its own and
-        is waited for here; a transport that copies has nothing to wait for.
-        """
 
 
 class WeightReceiver(ABC):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -14,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from transport.errors import WeightTransferError
 from transport.weights.channel import BucketPlan, Published, WeightManifest, WeightPublisher, WeightReceiver
+from transport.weights.checksum import checksum
 
 
 class ObjectStorePublisher(WeightPublisher):
@@ -38,9 +38,8 @@ class ObjectStorePublisher(WeightPublisher):
         checksums: list[int] = []
 
         def put() -> None:
-            data = bucket[:filled].numpy()
-            handles.append(ray.put(data))
-            checksums.append(zlib.crc32(data.data))
+            handles.append(ray.put(bucket[:filled].numpy()))
+            checksums.append(checksum(bucket[:filled]))
 
         names: set[str] = set()
         for name, tensor in tensors:
@@ -98,8 +97,9 @@ def _get(published: Published, index: int, timeout_s: float, deadline_s: float) 
         ) from error
     if not isinstance(bucket, np.ndarray) or bucket.dtype != np.uint8 or bucket.size != manifest.bucket_bytes[index]:
         raise WeightTransferError(f"{where}: not the {manifest.bucket_bytes[index]} bytes that were published")
-    if zlib.crc32(bucket.data) != manifest.checksums[index]:
-        raise WeightTransferError(f"{where}: damaged, its checksum does not match")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(bucket)
+        data = torch.from_numpy(bucket)
+    if checksum(data) != manifest.checksums[index]:
+        raise WeightTransferError(f"{where}: damaged, its checksum does not match")
+    return data

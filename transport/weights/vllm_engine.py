@@ -2,33 +2,37 @@
 
     backend = register()                                   # before the LLM is made
     llm = LLM(..., weight_transfer_config=WeightTransferConfig(backend=backend), worker_extension_cls=WORKER)
-    version = apply_to_vllm(llm, published, deadline_s=60.0)     # -> published.version
+    version = apply_to_vllm(llm, published, deadline_s=60.0)                    # out of the object store
+    version = broadcast_to_vllm(llm, published.manifest, seat, deadline_s=60.0)     # every worker receives for itself
 
 The first weights, every sync and a restart are the same path: make the LLM with `load_format="dummy"` and apply.
 The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0). A single worker does so too, and
 gets tensors by reference; the workers of a tensor-parallel engine are processes of their own, which map tensors from
-a file in shared memory and take a shard of each.
+a file in shared memory and take a shard of each. In a broadcast each worker is a member of the group, and takes its
+shard of every bucket as it comes.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from policy.lora import AdapterError, BaseWeights, received_adapter
 from transport.errors import WeightsHalfWritten, WeightTransferError
-from transport.weights.channel import Published, WeightReceiver
+from transport.weights.broadcast import BroadcastMember, Seat, at_seat
+from transport.weights.channel import Published, WeightManifest, WeightReceiver
 from transport.weights.object_store import ObjectStoreReceiver
 
 if TYPE_CHECKING:
@@ -71,39 +75,79 @@ def apply_to_vllm(
             requests are running.
         WeightsHalfWritten: it broke off when some weights were replaced.
     """
-    if llm.llm_engine.has_unfinished_requests():
-        raise WeightTransferError(f"weights {published.version}: vLLM has requests running; sync between batches")
+    _require_idle(llm, published.version)
     arrived = list((receiver or ObjectStoreReceiver()).receive(published, deadline_s))
-    names, tensors = _whole_weights(published.version, arrived, base)
-    llm.init_weight_transfer_engine({"init_info": {"version": published.version, "names": names}})
-    try:
-        llm.start_weight_update()
+    shapes, tensors = _whole_weights(published.version, arrived, base)
+    _prepare(llm, {"version": published.version, "shapes": shapes})
+
+    def load() -> None:
         if llm.llm_engine.vllm_config.parallel_config.world_size == 1:
             llm.update_weights({"update_info": {"tensors": tensors}})
         else:
             _share(llm, tensors)
-        llm.finish_weight_update(weight_version=str(published.version))
+
+    return _update(llm, published.version, load)
+
+
+def broadcast_to_vllm(
+    llm: LLM, manifest: WeightManifest, seat: Seat, *, deadline_s: float, base: BaseWeights | None = None
+) -> int:
+    """Take part in the broadcast of `manifest`, and forget the prefix cache; returns the version `llm` now has.
+
+    The engine's workers sit at `seat` and those that follow it. Each loads what comes, bucket by bucket; of an
+    adapter, all is received and then merged into `base`, as in `apply_to_vllm`. No request may be running. Blocks for
+    at most `deadline_s` seconds until all members are there, and as long again until all has arrived.
+
+    Raises:
+        WeightTransferError: the weights are not all that the model needs, or do not fit it; requests are running; or
+            the members did not meet. The engine is as it was.
+        WeightsHalfWritten: it broke off when some weights were replaced.
+    """
+    _require_idle(llm, manifest.version)
+    shapes, _ = _whole_weights(manifest.version, manifest.stand_ins(), base)
+    _prepare(llm, {"version": manifest.version, "shapes": shapes, "seat": seat, "deadline_s": deadline_s})
+    info = {"manifest": manifest, "base": base, "deadline_s": deadline_s}
+    return _update(llm, manifest.version, lambda: llm.update_weights({"update_info": info}))
+
+
+def _require_idle(llm: LLM, version: int) -> None:
+    if llm.llm_engine.has_unfinished_requests():
+        raise WeightTransferError(f"weights {version}: vLLM has requests running; sync between batches")
+
+
+def _prepare(llm: LLM, init_info: dict[str, Any]) -> None:
+    """`ChannelEngine.init_transfer_engine` in every worker."""
+    refusals = [refusal for refusal in llm.collective_rpc("prepare_weights", args=(init_info,)) if refusal]
+    if refusals:
+        raise WeightTransferError(refusals[0])
+
+
+def _update(llm: LLM, version: int, load: Callable[[], None]) -> int:
+    try:
+        llm.start_weight_update()
+        load()
+        llm.finish_weight_update(weight_version=str(version))
     except Exception as error:
         raise WeightsHalfWritten(
-            f"weights {published.version}: vLLM could not load them and is half written; start its actor anew "
+            f"weights {version}: vLLM could not load them and is half written; start its actor anew "
             f"({type(error).__name__}: {error})"
         ) from error
     if not llm.reset_prefix_cache():
-        raise WeightTransferError(f"weights {published.version}: vLLM did not reset its prefix cache")
-    return published.version
+        raise WeightTransferError(f"weights {version}: vLLM did not reset its prefix cache")
+    return version
 
 
 def _whole_weights(
     version: int, arrived: list[tuple[str, torch.Tensor]], base: BaseWeights | None
-) -> tuple[list[str], Iterable[tuple[str, torch.Tensor]]]:
-    """vLLM's names of the weights that arrived, and the weights; an adapter's are merged as they are iterated."""
+) -> tuple[dict[str, tuple[int, ...]], Iterable[tuple[str, torch.Tensor]]]:
+    """Shapes by vLLM's names of what arrived, and the weights themselves; an adapter's merge as they are iterated."""
     try:
         adapter = received_adapter(arrived)
     except AdapterError as error:
         raise WeightTransferError(f"weights {version}: {error}") from error
     if adapter is None:
         tensors = [(target, tensor) for name, tensor in arrived if (target := vllm_name(name)) is not None]
-        return [name for name, _ in tensors], tensors
+        return {name: tuple(tensor.shape) for name, tensor in tensors}, tensors
     if base is None:
         raise WeightTransferError(f"weights {version}: an adapter came, and no checkpoint is known to merge it into")
     shapes = base.shapes()
@@ -116,7 +160,7 @@ def _whole_weights(
                 f"weights {version}: {name!r} is {list(shapes[name])}, and the adapter's product {list(shape)}"
             )
     merged = adapter.merged(base.tensor, names)
-    return list(names.values()), ((names[name], tensor) for name, tensor in merged)
+    return {names[name]: shapes[name] for name in names}, ((names[name], tensor) for name, tensor in merged)
 
 
 def _share(llm: LLM, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -149,34 +193,54 @@ def vllm_name(name: str) -> str | None:
 
 @dataclass
 class ChannelInitInfo(WeightTransferInitInfo):
-    """What the next update will hold; checked against the model before anything is touched."""
+    """What the next update will hold; checked against the model before anything is touched.
+
+    With a `seat` it is a broadcast, whose members are met then.
+    """
 
     version: int
-    names: list[str]
+    shapes: dict[str, tuple[int, ...]]
+    seat: Seat | None = None
+    deadline_s: float = 0.0
 
 
 @dataclass
 class ChannelUpdateInfo(WeightTransferUpdateInfo):
-    """Checkpoint-named tensors of this process, or the safetensors file that holds them."""
+    """Checkpoint-named tensors of this process, the safetensors file that holds them, or a broadcast's manifest."""
 
     tensors: Iterable[tuple[str, torch.Tensor]] = field(default=(), repr=False)
     file: str | None = None
+    manifest: WeightManifest | None = field(default=None, repr=False)
+    base: BaseWeights | None = None
+    deadline_s: float = 0.0
 
 
 class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
-    """Loads whatever it is handed; which transport brought it is not its business."""
+    """Loads whatever it is handed, or receives in a broadcast."""
 
     init_info_cls = ChannelInitInfo
     update_info_cls = ChannelUpdateInfo
+    _member: BroadcastMember | None = None
 
     def init_transfer_engine(self, init_info: ChannelInitInfo) -> None:
-        """Refuse an update that would leave a layer half written: vLLM fills what is missing with garbage."""
-        missing = sorted(set(self._checkpoint_names()) - set(init_info.names))
+        """Refuse an update that would leave a layer half written: vLLM fills what is missing with garbage.
+
+        Then meet the members of the broadcast, if it is one.
+        """
+        needed, version = self._checkpoint_shapes, init_info.version
+        missing = sorted(needed.keys() - init_info.shapes)
         if missing:
             raise WeightTransferError(
-                f"weights {init_info.version}: {len(missing)} tensors that vLLM's model needs were not published, "
+                f"weights {version}: {len(missing)} tensors that vLLM's model needs were not published, "
                 f"first {missing[0]!r}"
             )
+        for name, shape in init_info.shapes.items():
+            if needed.get(name) != shape:
+                expected = f"is {list(needed[name])}" if name in needed else "model has no such tensor"
+                raise WeightTransferError(f"weights {version}: {name!r} is {list(shape)}, and vLLM's {expected}")
+        if init_info.seat is not None:
+            self._member = at_seat(self._member, init_info.seat.worker(self.parallel_config.rank))
+            self._member.meet(init_info.version, init_info.deadline_s)
 
     def start_weight_update(self) -> None:
         """Set the layers up for checkpoint-format weights."""
@@ -184,25 +248,54 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
 
     def receive_weights(self, update_info: ChannelUpdateInfo) -> None:
         """Load them; vLLM copies each layer when it is complete."""
-        self.model.load_weights(load_file(update_info.file).items() if update_info.file else update_info.tensors)
+        if update_info.manifest is not None:
+            self.model.load_weights(self._arriving(update_info.manifest, update_info))
+        else:
+            self.model.load_weights(load_file(update_info.file).items() if update_info.file else update_info.tensors)
+
+    def _arriving(
+        self, manifest: WeightManifest, update_info: ChannelUpdateInfo
+    ) -> Iterable[tuple[str, torch.Tensor]]:
+        """A broadcast's tensors under vLLM's names: as they come, or of an adapter when all of it has."""
+        assert self._member is not None
+        # vLLM keeps tensors until their layer is complete, so each bucket stays in memory of its own.
+        tensors = self._member.receive(manifest, update_info.deadline_s, keep=True)
+        if manifest.is_adapter:
+            return _whole_weights(manifest.version, list(tensors), update_info.base)[1]
+        return ((target, tensor) for name, tensor in tensors if (target := vllm_name(name)) is not None)
 
     def finish_weight_update(self) -> None:
         """Finish the layers that hold no checkpoint weights."""
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        """Holds nothing."""
+        """Leave the group of broadcasts."""
+        if self._member is not None:
+            self._member.leave()
+            self._member = None
 
-    def _checkpoint_names(self) -> Iterator[str]:
-        """Names under which the model's parameters stand in a checkpoint: vLLM fuses q, k, v and gate, up."""
-        fused: dict[str, list[str]] = self.model.packed_modules_mapping
-        for name, _ in self.model.named_parameters():
-            module = next((part for part in name.split(".") if part in fused), None)
-            yield from [name.replace(module, part) for part in fused[module]] if module else [name]
+    @cached_property
+    def _checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the model's parameters in a checkpoint; vLLM's own are fused, padded, and split among workers."""
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(self.model_config.hf_config)
+        return {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
 
 
 class ChannelWorker:
-    """vLLM imports this class's module into each of its worker processes, which makes the engine known there."""
+    """A part of each vLLM worker, whose process so imports this module, which makes the engine known there."""
+
+    def prepare_weights(self, init_info: dict[str, Any]) -> str | None:
+        """What is wrong with the weights that are to come; None where nothing is.
+
+        It is no exception: vLLM reads the answer of the first worker that raises one, and takes those of the others
+        for answers to its next call.
+        """
+        try:
+            self.init_weight_transfer_engine(init_info)  # type: ignore[attr-defined]
+        except WeightTransferError as error:
+            return str(error)
+        return None
 
 
 register()
