@@ -2,7 +2,8 @@
 
 This process stands for the learner. The image actor's model takes weights in place; a vLLM engine takes them through
 the weight channel, where a script would start the engine anew on saved files. Files lie in /dev/shm, so that no disk
-is measured. Every way is checked, before it is timed, to give the other process the weights of this one.
+is measured. Every way is checked to give the other process the weights of this one. The broadcast is measured between
+CPUs, over gloo: NCCL wants a GPU for each process.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,18 +29,28 @@ from benchmarks.scales import make_model
 from benchmarks.timing import alternate, rate
 from benchmarks.weights_receivers import FreshEngine, ImageReceiver, SemanticReceiver, digest
 from policy.janus import Policy, trained_parameters
+from transport.weights.broadcast import BroadcastHost, BroadcastMember
+from transport.weights.channel import WeightManifest
 from transport.weights.object_store import ObjectStorePublisher
 
 BUCKET_MB = 256
 _DEADLINE_S = 300.0
+_WARM_UP = 3
+"""Rounds until the object store has memory that was in use before, as in every step of a run but the first few."""
 
 
 @dataclass
 class Way:
-    """One way for weights to travel: `publish` here, then `apply` there."""
+    """One way for weights to travel: `publish` here, then `apply` there; in a broadcast both at once, by `apply`."""
 
-    publish: Callable[[], object]
+    publish: Callable[[], object] | None
     apply: Callable[[], object]
+
+    def go(self) -> None:
+        """All of it."""
+        if self.publish:
+            self.publish()
+        self.apply()
 
 
 @dataclass
@@ -63,8 +74,26 @@ class Learner:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def publish(self) -> None:
-        """As the learner does."""
+        """As `LearnerRank.publish`."""
         self.publisher.publish(next(self._versions), iter(self.tensors.items()))
+
+    def broadcast_to(self, actor: Any) -> Callable[[], None]:
+        """What broadcasts to an actor, in a group of two, as `LearnerRank.broadcast`."""
+        host = BroadcastHost("127.0.0.1")
+        seats = host.seats(["learner", "receiver"], "gloo")
+        member = BroadcastMember(seats[0])
+
+        def broadcast() -> None:
+            tensors, version = self.tensors, next(self._versions)
+            layout = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+            manifest = WeightManifest.of(version, layout, BUCKET_MB << 20)
+            received = actor.receive.remote(manifest, seats[1])
+            member.meet(version, _DEADLINE_S)
+            member.send(manifest, tensors.items(), _DEADLINE_S)
+            ray.get(received, timeout=_DEADLINE_S)
+            host.forget(version)
+
+        return broadcast
 
     def save(self) -> None:
         """With pickle."""
@@ -95,7 +124,7 @@ class Learner:
 def image_ways(learner: Learner, actor: Any) -> dict[str, Way]:
     """Ways into the image actor, by name; the first is what a script does."""
     folder = learner.folder
-    return {
+    ways = {
         "torch.save, torch.load": Way(learner.save, lambda: _call(actor.load_torch, folder / "weights.pt")),
         "safetensors": Way(
             learner.save_safetensors, lambda: _call(actor.load_safetensors, folder / "weights.safetensors")
@@ -105,6 +134,9 @@ def image_ways(learner: Learner, actor: Any) -> dict[str, Way]:
         ),
         "object_store": Way(learner.publish, lambda: _call(actor.apply, learner.publisher.newest())),
     }
+    if learner.policy.model.device.type == "cpu":
+        ways["broadcast"] = Way(None, learner.broadcast_to(actor))
+    return ways
 
 
 def check(learner: Learner, actor: Any, name: str, way: Way) -> None:
@@ -114,8 +146,7 @@ def check(learner: Learner, actor: Any, name: str, way: Way) -> None:
         RuntimeError: the actor has other weights then than the learner.
     """
     _call(actor.clear)
-    way.publish()
-    way.apply()
+    way.go()
     if _call(actor.digest) != digest(learner.policy.model):
         raise RuntimeError(f"{name}: the actor has other weights than the learner")
 
@@ -141,7 +172,7 @@ def session(policy: Policy) -> Iterator[Learner]:
     """A learner with that policy, a Ray cluster of this machine's own, and a folder in shared memory."""
     size = sum(parameter.nbytes for parameter in policy.model.parameters())
     free = shutil.disk_usage("/dev/shm").free
-    store = 4 * size + (256 << 20)
+    store = 3 * size + (512 << 20)  # two versions are held while the next one comes
     if free < store + 4 * size:
         sys.exit(f"weights: needs {(store + 4 * size) >> 20} MiB in /dev/shm, where {free >> 20} are free")
     temporary = Path(tempfile.mkdtemp(prefix="bicot-", dir="/tmp"))  # short: sockets lie in it
@@ -166,23 +197,23 @@ def _measure_image(report: Report, learner: Learner) -> None:
     ways = image_ways(learner, actor)
     for name, way in ways.items():
         check(learner, actor, name, way)
-    stages = {f"{stage} {name}": getattr(way, stage) for name, way in ways.items() for stage in ("publish", "apply")}
-    seconds = alternate(stages, report.repeats, device, warm_up=1)
+    seconds = _alternate(ways, report, _WARM_UP)
     ray.kill(actor)
     limit = 2 * learner.bytes / copy_rate(learner.bytes, device)
-    rows = [_row(name, learner.bytes, seconds[f"publish {name}"], seconds[f"apply {name}"], limit) for name in ways]
+    rows = [_row(name, learner.bytes, *seconds[name], limit) for name in ways]
     report.table(
         f"Weights into an image actor at {report.scale}, {learner.bytes / 2**20:,.0f} MiB of "
         f"{str(dtype).removeprefix('torch.')}",
         ratios(rows, "GB/s", [next(iter(ways))]),
         "Limit: two copies of the bytes, one out of the learner's memory and one into the actor's, at the measured "
-        "rate. save_pretrained writes what does not train as well.",
+        "rate. save_pretrained writes what does not train as well, and from_pretrained maps files, which the "
+        "first forward pass reads.",
     )
 
 
 def _measure_semantic(report: Report, learner: Learner) -> None:
     actor = ray.remote(num_cpus=1)(SemanticReceiver).remote(learner.policy)
-    drawn: dict[str, object] = {}
+    drawn: dict[str, list[int]] = {}
     anew: list[float] = []
 
     def start_anew() -> None:
@@ -193,22 +224,23 @@ def _measure_semantic(report: Report, learner: Learner) -> None:
         finally:
             ray.kill(engine)
 
-    def apply() -> None:
-        _call(actor.apply, learner.publisher.newest())
-
-    stages = {"save": learner.save_llama, "start": start_anew, "publish": learner.publish, "apply": apply}
-    seconds = alternate(stages, report.repeats, warm_up=1)
-    drawn["object_store"] = _call(actor.draw)
+    ways = {
+        "saved files, vLLM anew": Way(learner.save_llama, start_anew),
+        "object_store": Way(learner.publish, lambda: _call(actor.apply, learner.publisher.newest())),
+        "broadcast": Way(None, learner.broadcast_to(actor)),
+    }
+    for name in ("object_store", "broadcast"):
+        _call(actor.clear)
+        ways[name].go()
+        drawn[name] = _call(actor.draw)
+    seconds = _alternate(ways, report, warm_up=1)
     ray.kill(actor)
-    if drawn["object_store"] != drawn["saved files, vLLM anew"]:
-        raise RuntimeError(f"the engines draw other tokens: {drawn}")
-    started = median(anew[1:])
+    if len(set(map(tuple, drawn.values()))) > 1:
+        raise RuntimeError(f"engines with the same weights draw other tokens: {drawn}")
+    seconds["saved files, vLLM anew"] = seconds["saved files, vLLM anew"][0], median(anew[1:])
     size = sum(p.nbytes for p in trained_parameters(learner.policy.model, "language_model").values())
     limit = 2 * size / copy_rate(size, "cpu")
-    rows = [
-        _row("saved files, vLLM anew", size, seconds["save"], started, limit),
-        _row("object_store", size, seconds["publish"], seconds["apply"], limit),
-    ]
+    rows = [_row(name, size, *seconds[name], limit) for name in ways]
     report.table(
         f"Weights into a vLLM engine at {report.scale}, {size / 2**20:,.1f} MiB",
         ratios(rows, "GB/s", ["saved files, vLLM anew"]),
@@ -223,8 +255,19 @@ def copy_rate(nbytes: int, device: str) -> float:
     return len(source) * rate(lambda: target.copy_(source), device)
 
 
-def _row(case: str, nbytes: int, publish: float, apply: float, limit: float) -> dict[str, Value]:
-    total = publish + apply
+def _alternate(ways: Mapping[str, Way], report: Report, warm_up: int) -> dict[str, tuple[float | None, float]]:
+    """Median seconds to publish, where that comes first, and to apply."""
+    cases: dict[str, Callable[[], object]] = {}
+    for name, way in ways.items():
+        if way.publish:
+            cases[f"publish {name}"] = way.publish
+        cases[f"apply {name}"] = way.apply
+    seconds = alternate(cases, report.repeats, report.device, warm_up)
+    return {name: (seconds.get(f"publish {name}"), seconds[f"apply {name}"]) for name in ways}
+
+
+def _row(case: str, nbytes: int, publish: float | None, apply: float, limit: float) -> dict[str, Value]:
+    total = (publish or 0.0) + apply
     return {
         "case": case,
         "publish s": publish,

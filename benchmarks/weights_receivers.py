@@ -18,7 +18,8 @@ from benchmarks.scales import make_model
 from policy.config import PolicyConfig
 from policy.janus import Policy, trained_parameters
 from policy.lora import BaseWeights
-from transport.weights.channel import Published
+from transport.weights.broadcast import BroadcastMember, Seat, at_seat
+from transport.weights.channel import Published, WeightManifest
 from transport.weights.object_store import ObjectStoreReceiver
 
 _DEADLINE_S = 60.0
@@ -33,6 +34,7 @@ class ImageReceiver:
         policy = make_model(scale, device, dtype, seed=1)
         self._model: Any = policy.model.requires_grad_(False)
         self._newest = self._model
+        self._member: BroadcastMember | None = None
         self._device = device
         config = ImageConfig(batch_size=1, gpus=float(device == "cuda"))
         self._painter = Painter(policy, config, BaseWeights(PolicyConfig(checkpoint="random"), device))
@@ -41,6 +43,12 @@ class ImageReceiver:
         """As `ImageActor.apply_weights`."""
         self._newest = self._model
         self._painter.load(published.version, list(ObjectStoreReceiver().receive(published, _DEADLINE_S)))
+
+    def receive(self, manifest: WeightManifest, seat: Seat) -> None:
+        """As `ImageActor.receive_weights`."""
+        self._newest = self._model
+        self._member = at_seat(self._member, seat)
+        self._painter.receive(manifest, self._member, _DEADLINE_S)
 
     def load_torch(self, path: Path) -> None:
         """What `torch.save` wrote, into the model."""
@@ -78,11 +86,21 @@ class SemanticReceiver:
 
     def __init__(self, policy: Policy) -> None:
         config, base = policy.model.config.text_config, BaseWeights(PolicyConfig(checkpoint="random"))
+        self._trained = trained_parameters(policy.model, "language_model")
         self._writer = SemanticWriter(config, policy.layout, "float32", _SETTINGS, base)
 
     def apply(self, published: Published) -> None:
         """As `SemanticActor.apply_weights`."""
         self._writer.load(published.version, list(ObjectStoreReceiver().receive(published, _DEADLINE_S)))
+
+    def receive(self, manifest: WeightManifest, seat: Seat) -> None:
+        """As `SemanticActor.receive_weights`."""
+        self._writer.receive(manifest, seat, _DEADLINE_S)
+
+    def clear(self) -> None:
+        """Give the engine weights that are all 0."""
+        tensors = [(name, torch.zeros_like(tensor)) for name, tensor in self._trained.items()]
+        self._writer.load(0, tensors)
 
     def draw(self) -> list[int]:
         """The tokens of a seed."""
