@@ -60,6 +60,21 @@ def test_bad_keys_are_named(override: str, message: str) -> None:
         load_config(SHAPES, [override])
 
 
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        ("0 1 1", r"weights\.transport: nccl .* these pools have both \(learner\.gpus 0, image\.gpus 1"),
+        ("1 0.5 1", r"weights\.transport: nccl refuses two members on one GPU.*image\.gpus 0\.5"),
+    ],
+)
+def test_a_broadcast_that_no_backend_serves_is_refused(gpus: str, message: str) -> None:
+    learner, image, semantic = gpus.split()
+    pools = [f"learner.gpus={learner}", f"image.gpus={image}", f"semantic.gpus={semantic}"]
+    with pytest.raises(ConfigError, match=message):
+        load_config(SHAPES, ["weights.transport=nccl", *pools])
+    load_config(SHAPES, ["weights.transport=object_store", *pools])
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: no such run config"):
         load_config(tmp_path / "none.yaml")

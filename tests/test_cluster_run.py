@@ -107,6 +107,20 @@ def test_interrupted_killed_and_resumed_is_the_same_run(undisturbed: Run, tmp_pa
         assert torch.allclose(tensor, found[name], rtol=0, atol=1e-6), name
 
 
+def test_weights_by_broadcast_are_the_same_run(undisturbed: Run, tmp_path: Path) -> None:
+    """One broadcast to all actors, of which one dies and is replaced: log-probs and weights of the object store."""
+    run = Run(tmp_path / "run", *REPEATABLE, "weights.transport=nccl")
+    run.wait_for(1)
+    os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
+    assert run.finish() == 0, run.text()
+    assert "image-0 died" in (run.folder.logs / "driver.log").read_text()
+    for row in run.rows():
+        assert row["logprob_gap_max/image"] < 1e-4 and row["logprob_gap_max/semantic"] < 1e-3
+    expected, found = final_weights(undisturbed), final_weights(run)
+    for name, tensor in expected.items():
+        assert torch.allclose(tensor, found[name], rtol=0, atol=1e-6), name
+
+
 def test_a_run_outlives_a_dead_actor_and_a_sleeping_reward(disturbed: Watched) -> None:
     """The actor is replaced, the reward is missing and never 0, and staleness stays within its bound.
 

@@ -177,7 +177,7 @@ def test_a_broadcast_that_breaks_off_half_way_is_told(llm: LLM) -> None:
 
     with ThreadPoolExecutor(1) as thread:
         sending = thread.submit(send)
-        with pytest.raises(WeightsHalfWritten, match="weights 9: .*half written.*learner-0 gave up"):
+        with pytest.raises(WeightsHalfWritten, match=r"weights 9: .*half written.*learner-0 gave up"):
             broadcast_to_vllm(llm, manifest, seats[1], deadline_s=20.0)
         with pytest.raises(WeightTransferError, match="fewer tensors came"):
             sending.result()
