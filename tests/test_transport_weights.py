@@ -129,6 +129,17 @@ def test_versions_rise(cluster: None) -> None:
     assert publisher.publish(6, tensors(5).items()).checksum == first.checksum, "equal weights, equal checksum"
 
 
+def test_a_tensor_larger_than_a_bucket_travels_wherever_it_stands(cluster: None) -> None:
+    large, small = torch.randn(600, 601), torch.randn(5)
+    for order in ([large], [large, small], [small, large], [large, small, large.t(), small, large]):
+        sent = {f"model.{number}": tensor for number, tensor in enumerate(order)}
+        published = ObjectStorePublisher(bucket_mb=1).publish(1, sent.items())
+        assert len(published.handles) == len(order), "neighbours do not share the large one's bucket"
+        arrived = dict(ObjectStoreReceiver().receive(published, 5))
+        assert list(arrived) == list(sent)
+        assert all(torch.equal(arrived[name], tensor) for name, tensor in sent.items())
+
+
 def test_a_damaged_bucket_is_named_before_any_of_it_is_used(cluster: None) -> None:
     published = ObjectStorePublisher(bucket_mb=1).publish(7, tensors(7).items())
     damaged = ray.get(published.handles[1]).copy()

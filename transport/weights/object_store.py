@@ -17,7 +17,7 @@ from transport.weights.checksum import checksum
 
 
 class ObjectStorePublisher(WeightPublisher):
-    """Copies tensors into CPU buckets and puts each as one Ray object.
+    """Copies tensors into CPU buckets and puts each as one Ray object; a tensor that is a bucket is put as it lies.
 
     The objects belong to the process that publishes: they live while this publisher holds them, which it does for the
     newest version and the one before (an actor may still be reading that), and are lost if the process dies.
@@ -33,13 +33,13 @@ class ObjectStorePublisher(WeightPublisher):
         if self._held and version <= self._held[-1].version:
             raise WeightTransferError(f"weights {version}: version {self._held[-1].version} is already published")
         plan = BucketPlan(len(self._staging))
-        bucket, filled = self._staging, 0
+        filled = 0
         handles: list[ray.ObjectRef] = []
         checksums: list[int] = []
 
-        def put() -> None:
-            handles.append(ray.put(bucket[:filled].numpy()))
-            checksums.append(checksum(bucket[:filled]))
+        def put(bucket: torch.Tensor) -> None:
+            handles.append(ray.put(bucket.numpy()))
+            checksums.append(checksum(bucket))
 
         names: set[str] = set()
         for name, tensor in tensors:
@@ -48,16 +48,19 @@ class ObjectStorePublisher(WeightPublisher):
             names.add(name)
             spec = plan.add(name, tensor.dtype, tuple(tensor.shape))
             if spec.bucket > len(handles):
-                put()
-                bucket, filled = self._staging, 0
-            if spec.nbytes > len(bucket):
-                bucket = torch.empty(spec.nbytes, dtype=torch.uint8)
-            bucket[filled : spec.offset] = 0
+                put(self._staging[:filled])
+                filled = 0
+            data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+            if spec.nbytes > len(self._staging):
+                put(data.cpu())  # a bucket of its own, out of the memory where it lies
+                continue
+            self._staging[filled : spec.offset] = 0
             filled = spec.offset + spec.nbytes
-            bucket[spec.offset : filled].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
+            self._staging[spec.offset : filled].copy_(data)
         if not names:
             raise WeightTransferError(f"weights {version}: no tensor to publish")
-        put()
+        if len(handles) < len(plan.sizes):
+            put(self._staging[:filled])
         manifest = WeightManifest(version, tuple(plan.specs), tuple(plan.sizes), tuple(checksums))
         self._held = [*self._held[-1:], Published(manifest, tuple(handles))]
         return self._held[-1]
