@@ -41,8 +41,6 @@ class PictureProcessor:
             return padded.to(device)
         as_bytes = {"do_rescale": False, "do_normalize": False, "do_pad": False}
         made = self._processor(list(pictures), return_tensors="pt", **as_bytes)["pixel_values"].to(device)
-        table = self._table.to(device)
-        pixels = torch.empty(made.shape, dtype=table.dtype, device=device)
-        for channel in range(3):
-            pixels[:, channel] = table[channel][made[:, channel].int()]
-        return pixels
+        channels = zip(self._table.to(device), made.unbind(1), strict=True)
+        looked_up = [table.index_select(0, levels.flatten().int()).view(levels.shape) for table, levels in channels]
+        return torch.stack(looked_up, dim=1)
