@@ -64,7 +64,7 @@ def run(report: Report) -> None:
     report.table(
         "Rewards, by pictures in one call",
         rows,
-        f"Groups of {GROUP} pictures of a prompt. x one by one: over the same pictures in calls of one.{limit}",
+        f"{GROUP} pictures of a prompt, then the next. x one by one: over the same pictures in calls of one.{limit}",
     )
     report.table(
         f"Pixels from {SIDE}x{SIDE} bytes, by what a checkpoint's processor makes of them",
@@ -141,7 +141,7 @@ def _pixels(name: str, processor: Any, report: Report) -> dict[str, Value]:
     return {
         "case": name,
         "pictures/s": GROUP / seconds["ours"],
-        "processor's": GROUP / seconds["processor"],
+        "processor's pictures/s": GROUP / seconds["processor"],
         "x processor": seconds["processor"] / seconds["ours"],
     }
 
