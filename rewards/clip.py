@@ -14,6 +14,7 @@ import numpy as np
 from policy.prompts import PromptRecord
 from rewards.base import Reward
 from rewards.checkpoint import count_parameters, load_model, read_config, require_dtype, require_files, torch_dtype
+from rewards.pixels import PictureProcessor
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,8 @@ class ClipScore(ClipCosine):
 
         model = load_model(CLIPModel, checkpoint, dtype=torch_dtype(dtype))
         super().__init__(model, AutoTokenizer.from_pretrained(checkpoint, local_files_only=True))
-        self._processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
+        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
+        self._processor = PictureProcessor(processor)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -91,8 +93,7 @@ class ClipScore(ClipCosine):
 
     def pixels(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """As the checkpoint's own processor makes them."""
-        pixels: torch.Tensor = self._processor(pictures, return_tensors="pt")["pixel_values"]
-        return pixels
+        return self._processor(pictures, self._model.device)
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

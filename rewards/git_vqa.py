@@ -21,6 +21,7 @@ from rewards.checkpoint import (
     torch_dtype,
 )
 from rewards.config import Scoring
+from rewards.pixels import PictureProcessor
 from rewards.yes_no import single_tokens, yes_share
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class GitVqa(Reward):
 
         self._model = load_model(GitForCausalLM, checkpoint, dtype=torch_dtype(dtype))
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        self._processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
+        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
+        self._processor = PictureProcessor(processor)
         self._yes, self._no = (single_tokens(self._tokenizer, word) for word in ("yes", "no"))
         self._not_asked = 0.0 if scoring == "t2i_r1_code" else None
 
@@ -91,12 +93,12 @@ class GitVqa(Reward):
         ]
         longest = max(map(len, ids))
         padded = torch.tensor([row + [self._tokenizer.pad_token_id] * (longest - len(row)) for row in ids])
-        pixels = self._processor(list(pictures), return_tensors="pt")["pixel_values"]
         device, dtype = self._model.device, self._model.dtype
+        pixels = self._processor(pictures, device)
         with torch.inference_mode():  # causal text: what comes after a question does not reach it
             logits = self._model(
                 input_ids=padded.to(device),
-                pixel_values=pixels.to(device, dtype),
+                pixel_values=pixels.to(dtype),
                 logits_to_keep=longest,
                 use_cache=False,
             ).logits

@@ -24,6 +24,7 @@ from rewards.checkpoint import (
 from rewards.config import Scoring
 from rewards.detections import Detection
 from rewards.detector_caption import Caption, make_caption, objects
+from rewards.pixels import PictureProcessor
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,8 @@ class GroundingDino(Reward):
 
         self._model = load_model(GroundingDinoForObjectDetection, checkpoint, dtype=torch_dtype("float32"))
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-        self._processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
+        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", local_files_only=True)
+        self._processor = PictureProcessor(processor)
         self._threshold, self._scoring = box_threshold, scoring
 
     @classmethod
@@ -77,7 +79,7 @@ class GroundingDino(Reward):
 
         limit = self._model.config.max_text_len
         captions = [make_caption(objects(prompt, self._scoring), self._tokenizer, limit) for prompt in prompts]
-        pixels = [self._processor([picture], return_tensors="pt")["pixel_values"] for picture in pictures]
+        pixels = [self._processor([picture], self._model.device) for picture in pictures]
         by_shape: dict[torch.Size, list[int]] = defaultdict(list)  # padding a picture would change its features
         for index, picture in enumerate(pixels):
             by_shape[picture.shape].append(index)
@@ -103,9 +105,7 @@ class GroundingDino(Reward):
             mask[row, : len(caption.input_ids)] = 1
         device = self._model.device
         with torch.inference_mode():
-            out = self._model(
-                pixel_values=pixels.to(device), input_ids=ids.to(device), attention_mask=mask.to(device)
-            )
+            out = self._model(pixel_values=pixels, input_ids=ids.to(device), attention_mask=mask.to(device))
         centre, extent = out.pred_boxes.cpu().split(2, dim=-1)
         return out.logits.sigmoid().cpu(), torch.cat([centre - extent / 2, centre + extent / 2], dim=-1)
 

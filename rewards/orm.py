@@ -22,6 +22,7 @@ from rewards.checkpoint import (
     torch_dtype,
 )
 from rewards.config import Scoring
+from rewards.pixels import PictureProcessor
 from rewards.yes_no import QUESTION, single_tokens, yes_share
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class Orm(Reward):
             self._model = load_model(LlavaOnevisionForConditionalGeneration, checkpoint, **arguments)
             self._newline = True
         self._tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint, local_files_only=True)
-        self._processor = _square_processor(folder, self._model.config.vision_config.image_size)
+        processor = _square_processor(folder, self._model.config.vision_config.image_size)
+        self._mean, self._processor = processor.image_mean, PictureProcessor(processor)
+        self._before = self._tokenizer(BEFORE)["input_ids"]
         self._yes = single_tokens(self._tokenizer, "yes", "Yes")
         self._no = single_tokens(self._tokenizer, "no", "No")
         self._draws = _sampling(folder) if scoring == "t2i_r1_code" else None
@@ -93,7 +96,9 @@ class Orm(Reward):
 
         with torch.inference_mode():
             features = self._picture_features(pictures)
-            rows = [self._row(image, prompt.prompt) for image, prompt in zip(features, prompts, strict=True)]
+            asked = [prompt.prompt for prompt in prompts]
+            turns = {text: self._turn(text) for text in dict.fromkeys(asked)}
+            rows = [_around(image, *turns[text]) for image, text in zip(features, asked, strict=True)]
             ends = torch.tensor([len(row) - 1 for row in rows], device=features.device)
             padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # causal: what follows is not seen
             hidden = self._model.model.language_model(inputs_embeds=padded, use_cache=False).last_hidden_state
@@ -106,8 +111,8 @@ class Orm(Reward):
         import torch
 
         model, config = self._model.model, self._model.config
-        squares = [pad_to_square(picture, self._processor.image_mean) for picture in pictures]
-        pixels = self._processor(squares, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        squares = [pad_to_square(picture, self._mean) for picture in pictures]
+        pixels = self._processor(squares, model.device).to(model.dtype)
         states = model.vision_tower(pixels, output_hidden_states=True).hidden_states
         features: torch.Tensor = model.multi_modal_projector(states[config.vision_feature_layer])
         if self._newline:
@@ -115,15 +120,14 @@ class Orm(Reward):
             features = torch.cat([features, newline], dim=1)
         return features
 
-    def _row(self, image: torch.Tensor, prompt: str) -> torch.Tensor:
-        """Embeddings [tokens, width] of the chat turn that asks about one picture."""
+    def _turn(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [tokens, width] of the chat turn before and after the picture that it asks about."""
         import torch
 
-        texts = (
-            self._tokenizer(text, return_tensors="pt").input_ids[0] for text in (BEFORE, AFTER.format(prompt=prompt))
-        )
-        before, after = (self._model.get_input_embeddings()(ids.to(image.device)) for ids in texts)
-        return torch.cat([before, image, after])
+        ids = (self._before, self._tokenizer(AFTER.format(prompt=prompt))["input_ids"])
+        embed = self._model.get_input_embeddings()
+        before, after = (embed(torch.tensor(one, device=self._model.device)) for one in ids)
+        return before, after
 
     def _drawn(self, logits: torch.Tensor, picture: np.ndarray, prompt: PromptRecord) -> float:
         import torch
@@ -138,9 +142,17 @@ class Orm(Reward):
         return yes / (yes + no) if yes + no else 0.0
 
 
+def _around(image: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.cat([before, image, after])
+
+
 def pad_to_square(picture: np.ndarray, mean: tuple[float, float, float] | list[float]) -> np.ndarray:
     """The picture (uint8 [H, W, 3]) in the middle of a square of the processor's mean colour."""
     height, width = picture.shape[:2]
+    if height == width:
+        return picture
     side = max(height, width)
     square = np.empty((side, side, 3), dtype=np.uint8)
     square[:] = [int(value * 255) for value in mean]

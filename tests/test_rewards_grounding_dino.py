@@ -55,7 +55,7 @@ def test_large_batches_go_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_phrase_scores_the_mean_of_its_tokens() -> None:
     reward = GroundingDino(tiny()["grounding_dino"]["checkpoint"], box_threshold=0.0)
     caption = make_caption(["old wooden chair", "dog"], reward._tokenizer)
-    probabilities, _ = reward._forward(reward._processor([MIXED[0]], return_tensors="pt")["pixel_values"], [caption])
+    probabilities, _ = reward._forward(reward._processor(MIXED[:1]), [caption])
     (found,) = reward.detect(MIXED[:1], PROMPTS[2:3])
     mean = probabilities[0, :, 1:4].mean(-1)
     assert sorted(d.score for d in found if d.label != "dog") == pytest.approx(
