@@ -33,7 +33,7 @@ class CachedLlama:
     """Prefill and decode for up to `rows` sequences of up to `capacity` tokens."""
 
     def __init__(self, llama: LlamaModel, rows: int, capacity: int, compiled: bool = False) -> None:
-        """`compiled` has torch compile the decoder layer: seconds at the first steps, and faster from then on.
+        """`compiled` has torch compile the decoder layer, once for all layers.
 
         Raises:
             ValueError: the rotary embedding depends on the length of the sequence, which a table cannot hold.
@@ -81,20 +81,21 @@ class CachedLlama:
         Args:
             token_ids: [prompts, P], padded on the right; what stands behind a prompt cannot reach it.
             last: [prompts], position of each prompt's last token.
-            source, rows: [n] each; prompt `source[i]` goes to cache row `rows[i]`.
+            source, rows: [n] each; prompt `source[i]` goes to cache row `rows[i]`. `source` rises from 0, no prompt
+                left out.
 
         Returns:
             [prompts, hidden], the last hidden state of each prompt.
         """
         length = token_ids.shape[1]
         cos, sin = self._cos[:length].unsqueeze(1), self._sin[:length].unsqueeze(1)
-        grouped = self._kv_heads != self._heads
+        grouped, one_each = self._kv_heads != self._heads, len(rows) == len(token_ids)
         states = self._llama.embed_tokens(token_ids)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             query, key, value = _project(layer, states, self._heads, self._kv_heads, cos, sin)
             q, k, v = (t.transpose(1, 2) for t in (query, key, value))
-            keys[rows, :, :length] = k[source]
-            values[rows, :, :length] = v[source]
+            keys[rows, :, :length] = k if one_each else k[source]
+            values[rows, :, :length] = v if one_each else v[source]
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self._scale, enable_gqa=grouped)
             states = _finish(layer, states, out.transpose(1, 2))
         states = states[torch.arange(len(last), device=last.device), last]

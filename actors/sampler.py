@@ -23,6 +23,8 @@ from policy.tokens import unconditional
 
 _BLOCK = 16
 """Prompts are run in blocks of this many at most."""
+_SHALLOW = 8
+"""Models of at most so many layers are compiled as a whole, at seconds a layer; of others one layer is, for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,12 @@ class ImageSampler:
         device = policy.model.device
         # CPU kernels give a row the same bits for any number of rows from 4 on; GPU kernels are picked by shape.
         self._row_step, self._span_step = (4, 16) if device.type == "cpu" else (batch_size, 128)
-        self._make_state(_round_up(batch_size, self._row_step), device, compiled)
+        shallow = len(policy.model.model.language_model.layers) <= _SHALLOW
+        self._make_state(_round_up(batch_size, self._row_step), device, compiled and not shallow)
+        self._draw_step, self._advance_step = self._draw, self._advance
+        if compiled:
+            self._draw_step = torch.compile(self._draw)
+            self._advance_step = torch.compile(self._advance) if shallow else self._advance
 
     def _make_state(self, places: int, device: torch.device, compiled: bool) -> None:
         """Buffers that live as long as the sampler: a row for each place, two in the cache under guidance."""
@@ -159,13 +166,13 @@ class ImageSampler:
         if not live:
             return {}
         rows = _round_up(live[-1][0] + 1, self._row_step)
-        self._draw(rows)
+        self._draw_step(rows)
         for _, place in live:
             place.drawn += 1
         span = max(place.prompt_tokens + place.drawn for _, place in live)
         finished = {number: place.key for number, place in live if place.drawn == self._layout.image_tokens}
         if len(finished) < len(live):
-            self._advance(rows, min(_round_up(span, self._span_step), self._cache.capacity))
+            self._advance_step(rows, min(_round_up(span, self._span_step), self._cache.capacity))
         return self._release(finished)
 
     @torch.inference_mode()

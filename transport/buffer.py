@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import threading
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -87,7 +86,6 @@ class TrajectoryBuffer:
             raise ValueError(f"capacity {capacity}: a buffer holds at least one group")
         self.run, self.capacity, self.consumer = run, capacity, consumer
         self._stream = RunStream(url, run, consumer, reconnect_s)
-        self._packing = threading.Lock()  # threads that pack side by side only take the interpreter from each other
         self._ready: dict[str, Entry] = {}  # ours, not yet given to the caller
         self._given: set[str] = set()  # given to the caller, not yet acknowledged
 
@@ -103,8 +101,7 @@ class TrajectoryBuffer:
         """
         started = time.monotonic()
         ends_at = started + deadline_s
-        with self._packing:
-            packed = pack(group)
+        packed = pack(group)
         pause = 0.005
         while True:
             answer = self._stream.append(group.id, self.capacity, packed, ends_at)
