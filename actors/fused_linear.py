@@ -30,6 +30,7 @@ class FusedLinear:
         if [layer.weight.data_ptr() for layer in self._layers] != self._pointers:
             self._fuse()
 
+    @torch.inference_mode(False)  # a parameter made of inference tensors could not be trained any more
     @torch.no_grad()
     def _fuse(self) -> None:
         self._weight = _joined([layer.weight for layer in self._layers])

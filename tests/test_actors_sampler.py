@@ -205,6 +205,15 @@ def test_prompts_that_cannot_be_drawn_for_are_refused(tiny_policy: Policy) -> No
     assert len(sampler.sample([longest])[0].token_ids) == tiny_policy.layout.image_tokens
 
 
+def test_a_policy_that_was_sampled_can_still_be_trained(tiny_policy: Policy) -> None:
+    """Fused layers share memory with the parameters, which must not become inference tensors by it."""
+    policy = make_policy(copy.deepcopy(tiny_policy.model), tiny_policy.tokenizer, PolicyConfig(checkpoint=""))
+    ImageSampler(policy, 2, 2.0, 1.0).sample(_requests(policy, 1))
+    layer = policy.model.model.language_model.layers[0].self_attn
+    for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
+        assert not projection.weight.is_inference()
+
+
 def test_weights_that_got_other_memory_are_taken_up(tiny_policy: Policy) -> None:
     """As an engine does that moves parameters into a flat buffer of its own."""
     policy = make_policy(copy.deepcopy(tiny_policy.model), tiny_policy.tokenizer, PolicyConfig(checkpoint=""))
