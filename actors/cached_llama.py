@@ -32,8 +32,10 @@ class _Layer:
 class CachedLlama:
     """Prefill and decode for up to `rows` sequences of up to `capacity` tokens."""
 
-    def __init__(self, llama: LlamaModel, rows: int, capacity: int, compiled: bool = False) -> None:
-        """`compiled` has torch compile the decoder layer, once for all layers.
+    def __init__(
+        self, llama: LlamaModel, rows: int, capacity: int, dtype: torch.dtype, compile_layers: bool = False
+    ) -> None:
+        """The cache is of `dtype`; `compile_layers` has torch compile the decoder layer, once for all layers.
 
         Raises:
             ValueError: the rotary embedding depends on the length of the sequence, which a table cannot hold.
@@ -45,15 +47,13 @@ class CachedLlama:
             )
         self._llama = llama
         self._layers = [_Layer(layer) for layer in llama.layers]
-        self._decode_layer = torch.compile(_decode_layer) if compiled else _decode_layer
+        self._decode_layer = torch.compile(_decode_layer) if compile_layers else _decode_layer
+        self._dtype = dtype
         self._rows = rows
         self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads
         self._head_dim: int = llama.layers[0].self_attn.head_dim
         self._scale: float = llama.layers[0].self_attn.scaling
-        weight = llama.embed_tokens.weight
-        # A CPU attends to float32 twice as fast as to bfloat16, unless compiled code converts on the way.
-        self._dtype = torch.float32 if weight.device.type == "cpu" and not compiled else weight.dtype
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self.capacity = 0
