@@ -126,11 +126,13 @@ class CachedLlama:
             )
         return self._llama.norm(states)
 
-    def refresh(self) -> None:
-        """Fuse again what somebody has taken apart by giving the model's parameters memory of their own."""
-        for layer in self._layers:
-            layer.qkv.refresh()
-            layer.gate_up.refresh()
+    def refresh(self) -> bool:
+        """Fuse again what somebody has taken apart by giving the model's parameters memory of their own.
+
+        Whether there was any.
+        """
+        fused = [linear.refresh() for layer in self._layers for linear in (layer.qkv, layer.gate_up)]
+        return any(fused)
 
 
 def _decode_layer(

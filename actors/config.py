@@ -70,3 +70,12 @@ class ImageConfig(_Pool):
         False, description="Let torch compile the decode step: seconds at the first pictures, then faster. Needs a "
         "C++ compiler on CPU."
     )  # fmt: skip
+    cuda_graph: bool = Field(
+        False, description="Capture the decode step as a CUDA graph, one launch a step; on GPUs only."
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _graphs_need_a_gpu(self) -> Self:
+        if self.cuda_graph and not self.gpus:
+            raise ValueError("cuda_graph: the image pool has no GPU (gpus: 0); leave it false")
+        return self

@@ -25,10 +25,12 @@ class FusedLinear:
         """[..., sum of the outputs] of `states` [..., inputs]."""
         return F.linear(states, self._weight, self._bias)
 
-    def refresh(self) -> None:
-        """Fuse again if a parameter has been given other memory since."""
-        if [layer.weight.data_ptr() for layer in self._layers] != self._pointers:
+    def refresh(self) -> bool:
+        """Fuse again if a parameter has been given other memory since; whether one was."""
+        moved = [layer.weight.data_ptr() for layer in self._layers] != self._pointers
+        if moved:
             self._fuse()
+        return moved
 
     @torch.inference_mode(False)  # a parameter made of inference tensors could not be trained any more
     @torch.no_grad()

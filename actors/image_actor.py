@@ -41,7 +41,7 @@ class Painter:
         self._policy = policy
         self._config = config
         self._sampler = ImageSampler(
-            policy, config.batch_size, config.guidance_scale, config.temperature, config.compile
+            policy, config.batch_size, config.guidance_scale, config.temperature, config.compile, config.cuda_graph
         )
         self._prompts: dict[int, Tensor] = {}
         self._state = policy.model.state_dict()

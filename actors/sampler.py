@@ -9,13 +9,14 @@ member's own generator, and shapes are rounded so that the arithmetic of a row i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from actors.cached_llama import CachedLlama
+from actors.cuda_graph import GraphedStep
 from actors.errors import PromptError
 from policy.guidance import guided_logits, log_distribution, token_logprobs
 from policy.janus import Policy
@@ -61,11 +62,17 @@ class ImageSampler:
 
     With `temperature` 0 the most likely token of the guided distribution is taken, and log-probs are those at
     temperature 1. A guidance scale of 1 runs no unconditional rows; both log-probs are then the same. `compiled` has
-    torch compile the decode step, which needs a C++ compiler on a CPU.
+    torch compile the decode step, which needs a C++ compiler on a CPU; `graphed` captures it as a CUDA graph.
     """
 
     def __init__(
-        self, policy: Policy, batch_size: int, guidance_scale: float, temperature: float, compiled: bool = False
+        self,
+        policy: Policy,
+        batch_size: int,
+        guidance_scale: float,
+        temperature: float,
+        compiled: bool = False,
+        graphed: bool = False,
     ) -> None:
         self._model = policy.model
         self._layout = policy.layout
@@ -79,10 +86,16 @@ class ImageSampler:
         self._row_step, self._span_step = (4, 16) if device.type == "cpu" else (batch_size, 128)
         shallow = len(policy.model.model.language_model.layers) <= _SHALLOW
         self._make_state(_round_up(batch_size, self._row_step), device, compiled, compiled and not shallow)
-        self._draw_step, self._advance_step = self._draw, self._advance
+        self._draw_step: Callable[[int], None] = self._draw
+        self._advance_step: Callable[[int, int], None] = self._advance
         if compiled:
             self._draw_step = torch.compile(self._draw)
             self._advance_step = torch.compile(self._advance) if shallow else self._advance
+        self._graphs: list[GraphedStep] = []
+        if graphed:
+            pool = torch.cuda.graph_pool_handle()
+            self._graphs = [GraphedStep(step, pool) for step in (self._draw_step, self._advance_step)]
+            self._draw_step, self._advance_step = self._graphs
 
     def _make_state(self, places: int, device: torch.device, compiled: bool, compile_layers: bool) -> None:
         """Buffers that live as long as the sampler: a row for each place, two in the cache under guidance."""
@@ -140,12 +153,16 @@ class ImageSampler:
         """Give each of at most `free` checked requests a place, under the caller's key."""
         free = [number for number, place in enumerate(self._places) if place is None]
         places = free[: len(requests)]
-        self._cache.refresh()
+        moved = self._cache.refresh()
         index = torch.tensor(places)
         lengths = torch.tensor([len(request.prompt_ids) for _, request in requests])
         needed = int(lengths.max()) + self._layout.image_tokens
         if needed > self._cache.capacity:
             self._cache.grow(_round_up(needed, self._span_step))
+            moved = True
+        if moved:
+            for graph in self._graphs:
+                graph.forget()
         # prompt -> rows of the cache; equal prompts, such as unconditional ones of one length, are run once
         rows: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, (key, request) in zip(places, requests, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -69,18 +70,20 @@ def image_prompts(policy: Policy, pictures: int, tokens: int) -> Tensor:
 def sampling_cases(policy: Policy, prompts: Tensor, greedy: bool = False) -> dict[str, Callable[[], Tensor]]:
     """Ways to draw pictures for `prompts`, by name; each gives image tokens [pictures, N]."""
     requests = [SampleRequest(ids, seed) for seed, ids in enumerate(prompts)]
+    ways = {"bicot": (False, False), "bicot, compiled": (True, False)}
+    if policy.model.device.type == "cuda":
+        ways |= {"bicot, graph": (False, True), "bicot, compiled graph": (True, True)}
+    temperature = 0.0 if greedy else 1.0
     samplers = {
-        name: ImageSampler(policy, len(prompts), GUIDANCE, temperature=0.0 if greedy else 1.0, compiled=compiled)
-        for name, compiled in (("bicot", False), ("bicot, compiled", True))
+        name: ImageSampler(policy, len(prompts), GUIDANCE, temperature, compiled, graphed)
+        for name, (compiled, graphed) in ways.items()
     }
 
     def ours(name: str) -> Tensor:
         return torch.stack([image.token_ids for image in samplers[name].sample(requests)])
 
     at_device = prompts.to(policy.model.device)
-    return {
-        "bicot": lambda: ours("bicot"),
-        "bicot, compiled": lambda: ours("bicot, compiled"),
+    return {name: partial(ours, name) for name in samplers} | {
         "plain loop": lambda: plain_loop(policy, at_device, GUIDANCE, greedy),
         "transformers generate": lambda: transformers_generate(policy, at_device, GUIDANCE, greedy),
     }

@@ -144,8 +144,8 @@ def _clip_before_step(
 def _keep_whole(zero3: Any, heads: Iterable[Any]) -> None:
     """Never partition `heads` again.
 
-    The scorer calls a head once a chunk of logits, and again in the backward pass. Ranks differ in their number of
-    chunks, so a gather at every call would pair up wrongly between ranks, besides being slow.
+    The scorer multiplies by a head's last matrix once a chunk of logits, and again in the backward pass, without
+    calling the module that would gather it. Ranks differ in their number of chunks, too: gathers would not pair up.
     """
     persistent = zero3.persistent_parameters
     new = [head for head in heads if not head.ds_persist]

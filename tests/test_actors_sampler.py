@@ -234,6 +234,30 @@ def test_weights_that_got_other_memory_are_taken_up(tiny_policy: Policy) -> None
         _close(one.sample([request])[0], fresh, 1e-6)
 
 
+def test_a_step_waits_for_nothing_of_the_device(tiny_policy: Policy) -> None:
+    """As a CUDA graph demands: on the meta device, whose tensors hold nothing, whoever asks for a value fails."""
+    model = copy.deepcopy(tiny_policy.model).to("meta")
+    sampler = ImageSampler(make_policy(model, tiny_policy.tokenizer, PolicyConfig(checkpoint="")), 4, 2.0, 1.0)
+    with torch.inference_mode():
+        sampler._draw(4)
+        sampler._advance(4, 16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_graphs_draw_the_same_pictures(tiny_policy: Policy) -> None:
+    """Captured, replayed, and captured anew after weights have moved."""
+    model = copy.deepcopy(tiny_policy.model).to("cuda")
+    policy = make_policy(model, tiny_policy.tokenizer, PolicyConfig(checkpoint=""))
+    requests = _requests(policy, 12)
+    plain, graphed = (ImageSampler(policy, 4, 2.0, 1.0, graphed=graphed) for graphed in (False, True))
+    for _ in range(2):
+        for one, other in zip(plain.sample(requests), graphed.sample(requests), strict=True):
+            assert _equal(one, other)
+        with torch.no_grad():
+            for parameter in model.model.language_model.parameters():
+                parameter.data = parameter.data * 1.1
+
+
 @pytest.mark.slow
 def test_compiled_sampler_is_the_same_sampler(tiny_policy: Policy) -> None:
     """Promises 1 and 2 of the compiled decode step: the learner's log-probs, and one picture in any batch."""

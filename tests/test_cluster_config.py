@@ -51,6 +51,7 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
         ("held_out.metric=beauty", r"held_out\.metric: 'beauty' is none of the reward services"),
         ("buffer.capacity=3", r"buffer\.capacity: 3 groups cannot hold the 16"),
         ("rewards.services.9.weight=0", r"'9' is no index of a list of 4"),
+        ("image.cuda_graph=true", r"image: .*the image pool has no GPU"),
         ("steps.more=1", r"steps is a value and has no keys"),
         ("steps", r"write key\.subkey=value"),
     ],
