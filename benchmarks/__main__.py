@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--repeats: at least 1")
     logging.basicConfig(level=logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("DS_ACCELERATOR", asked.device)  # or DeepSpeed says that it had to guess
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
 
     from benchmarks.report import Report

@@ -160,7 +160,6 @@ def run(report: Report) -> None:
     """
     dtype = torch.bfloat16 if report.device == "cuda" else torch.float32
     policy = make_model(report.scale, report.device, dtype)
-    transformers.utils.logging.disable_progress_bar()
     with session(policy) as learner:
         _measure_image(report, learner)
         if report.scale == "tiny" and report.device == "cpu":
