@@ -62,12 +62,13 @@ class CachedLlama:
     def grow(self, capacity: int) -> None:
         """Make room for sequences of `capacity` tokens, keeping what the cache holds."""
         weight = self._llama.embed_tokens.weight
-        shape = (self._rows, self._kv_heads, capacity, self._head_dim)
+        # A slot more than is ever looked at: a view that is all of the cache would be compiled anew.
+        shape = (self._rows, self._kv_heads, capacity + 1, self._head_dim)
         for layer in range(len(self._llama.layers)):
             for cache in (self._keys, self._values):
                 fresh = torch.zeros(shape, dtype=self._dtype, device=weight.device)
                 if self.capacity:
-                    fresh[:, :, : self.capacity] = cache[layer]
+                    fresh[:, :, : self.capacity] = cache[layer][:, :, : self.capacity]
                     cache[layer] = fresh
                 else:
                     cache.append(fresh)
@@ -172,7 +173,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: fl
         scores = (q.unsqueeze(3) * keys.float().unsqueeze(2)).sum(-1) * scale + bias
         return (scores.softmax(-1).unsqueeze(4) * values.float().unsqueeze(2)).sum(3).to(query.dtype)
     rows, span = keys.shape[0] * keys.shape[1], keys.shape[2]
-    k, v = keys.flatten(0, 1), values.flatten(0, 1)
+    k, v = keys.float().flatten(0, 1), values.float().flatten(0, 1)
     bias = bias.expand(*keys.shape[:2], 1, span).reshape(rows, 1, span)
     scores = torch.baddbmm(bias, q.flatten(0, 1), k.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(-1), v).view_as(query).to(query.dtype)

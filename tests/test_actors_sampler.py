@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.cached_llama import _attend
 from actors.errors import PromptError
 from actors.sampler import ImageSampler, SampledImage, SampleRequest
 from policy.config import PolicyConfig
@@ -232,6 +233,18 @@ def test_weights_that_got_other_memory_are_taken_up(tiny_policy: Policy) -> None
     for one in (sampler, other):
         fresh = ImageSampler(policy, 1, 2.0, 1.0).sample([request])[0]
         _close(one.sample([request])[0], fresh, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_one_position_equals_torchs(dtype: torch.dtype) -> None:
+    """Also to a bfloat16 cache without compiling, where torch has given up on compiling once more."""
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(3, 2, n, 8, dtype=dtype) for n in (4, 6, 6))
+    mask = torch.zeros(3, 1, 1, 5, dtype=dtype).index_fill_(3, torch.tensor([4]), float("-inf"))
+    k, v = keys[:, :, :5], values[:, :, :5]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, k, v, attn_mask=mask, scale=0.3)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(_attend(query, k, v, mask, 0.3), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_a_step_waits_for_nothing_of_the_device(tiny_policy: Policy) -> None:
