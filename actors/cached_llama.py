@@ -18,6 +18,14 @@ from transformers import LlamaModel
 from actors.fused_linear import FusedLinear
 
 
+def cache_dtype(dtype: torch.dtype, on_cpu: bool, compiled: bool) -> torch.dtype:
+    """The cache's number format for a model of `dtype`.
+
+    A CPU attends to float32 twice as fast as to bfloat16, unless compiled code converts on the way.
+    """
+    return torch.float32 if on_cpu and not compiled else dtype
+
+
 class _Layer:
     """A decoder layer with its fused projections."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration
 
+from actors.cached_llama import cache_dtype
 from cluster.config import RunConfig
 from learner.config import LoraConfig
 from policy.janus import is_trained
@@ -115,9 +116,10 @@ def _image(config: RunConfig, sizes: ModelSizes) -> Need:
     tokens = janus.vq_config.num_patches**2 + config.semantic.max_prompt_tokens + config.semantic.max_tokens
     pixels = (janus.vq_config.num_patches * 2 ** (len(janus.vq_config.channel_multiplier) - 1)) ** 2
     decoded = min(pool.decode_batch, pool.batch_size)
+    width = cache_dtype(getattr(torch, config.policy.dtype), not pool.gpus, pool.compile).itemsize
     parts = {
         "weights": sizes.total * sizes.width,
-        "KV cache up to": rows * tokens * sizes.slot,
+        "KV cache up to": rows * tokens * sizes.slot * width // sizes.width,
         "decoder about": 4 * decoded * pixels * janus.vq_config.base_channels * sizes.width,
     }
     return Need("image", pool.replicas, pool.gpus, parts)

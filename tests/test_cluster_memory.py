@@ -92,6 +92,16 @@ def test_a_pool_on_cpus_is_told_and_not_refused() -> None:
     assert need.fits(1.0) and need.line(1.0) == "2 on CPU: 3.00 GiB each (weights 3.00)"
 
 
+def test_a_cpus_cache_is_float32_unless_compiled() -> None:
+    """As the sampler makes it."""
+
+    def cache(*overrides: str) -> float:
+        return pools(recipe("shapes", *overrides), "1b")["image"].parts["KV cache up to"]
+
+    plain = cache("policy.dtype=bfloat16")
+    assert plain == cache("policy.dtype=float32") == 2 * cache("policy.dtype=bfloat16", "image.compile=true")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("checkpointing", ["false", "selective", "true"])
 @pytest.mark.parametrize("lora", [False, True])
