@@ -43,19 +43,19 @@ test: setup lint
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy policy transport actors learner rewards shapes cluster deploy benchmarks
+	@$(BIN)/mypy policy transport actors learner rewards shapes recipe report serving evaluation cluster deploy benchmarks
 	@$(BIN)/lint-imports
 
 warm-start: setup
 	@$(BIN)/python -m shapes.warm_start --out shapes/checkpoint
 
 metrics: setup
-	@$(BIN)/python -m cluster.metrics_catalogue > docs/metrics.md
+	@$(BIN)/python -m cluster.monitor.catalogue > docs/metrics.md
 	@$(BIN)/python -m deploy.grafana.build
 
 panels: setup
 	@deploy/prometheus/install.sh .venv/prometheus
-	@BICOT_PANELS=docs/panels $(BIN)/python -m pytest tests/test_metrics_live.py
+	@BICOT_PANELS=docs/panels $(BIN)/python -m pytest tests/system/test_metrics_live.py
 
 COMPILE = $(UV) pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --no-header --no-annotate --quiet

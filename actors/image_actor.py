@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from actors.batch_loop import BatchLoop
 from actors.config import ImageConfig
 from actors.errors import EngineError, WeightsError
-from actors.loop import BatchLoop
 from actors.requests import ImageOutput, ImageRequest
 from actors.sampler import ImageSampler, SampleRequest
 from policy.config import PolicyConfig

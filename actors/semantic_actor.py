@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
+from actors.batch_loop import BatchLoop
 from actors.config import SemanticConfig
 from actors.errors import EngineError
-from actors.loop import BatchLoop
 from actors.requests import SemanticOutput, SemanticRequest
 from actors.semantic import SemanticWriter, WriteRequest
 from policy.checkpoint import load_tokenizer, open_checkpoint

@@ -17,7 +17,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.report import Report, Value, ratios
-from cluster.config import RunConfig, load_config
+from recipe.config import RunConfig, load_config
 
 RUN = Path(__file__).parents[1] / "deploy/runs/shapes.yaml"
 WARM_UP, STEPS = 4, 16

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 
+from actors.batch_loop import Engine, Request, Result
 from actors.image_actor import Painter
-from actors.loop import Engine, Request, Result
 from actors.sampler import SampleRequest
 from actors.semantic import SemanticWriter, WriteRequest
 from benchmarks.loop import STEPS, WARM_UP, settings
-from cluster.config import RunConfig
 from cluster.prompt_order import PromptOrder
 from learner.loading import load_engine
 from learner.process_group import join
@@ -28,6 +27,7 @@ from policy.janus import load_policy
 from policy.lora import BaseWeights
 from policy.prompts import load_prompts
 from policy.seeds import member_seed
+from recipe.config import RunConfig
 from transport.rendezvous import Endpoint
 from transport.trajectory import Member, TrajectoryGroup
 

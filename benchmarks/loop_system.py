@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.loop import STEPS, WARM_UP, settings
-from cluster.config import RunConfig
 from cluster.console import RunDisplay
 from cluster.loop import Progress
-from cluster.run_folder import RunFolder
+from cluster.pools.worker import log_to
 from cluster.system import System
-from cluster.worker import log_to
+from recipe.config import RunConfig
+from recipe.run_folder import RunFolder
 
 
 async def measure(config: RunConfig) -> dict[str, object]:

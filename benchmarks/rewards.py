@@ -23,11 +23,11 @@ from benchmarks.loop import RUN
 from benchmarks.report import Report, Value
 from benchmarks.sampler import matmul_flops
 from benchmarks.timing import alternate
-from cluster.config import load_config
 from policy.prompts import PromptRecord, load_prompts
+from recipe.config import load_config
 from rewards.base import Reward
-from rewards.pixels import PictureProcessor
-from rewards.tiny import (
+from rewards.models.pixels import PictureProcessor
+from rewards.models.tiny import (
     GAIN,
     HPS_FILE,
     open_clip_tensors,
@@ -35,17 +35,17 @@ from rewards.tiny import (
     write_tiny_grounding_dino,
     write_tiny_rewards,
 )
-from rewards.tiny_tokenizers import clip_tokenizer
+from rewards.models.tiny_tokenizers import clip_tokenizer
 from shapes.renderer import render
 from shapes.world import asked, place
 
 GROUP = 8
 SIDE = 384  # pixels of a Janus-Pro picture
 _CLASSES = {
-    "hps": "rewards.hps:Hps",
-    "grounding_dino": "rewards.grounding_dino:GroundingDino",
-    "git_vqa": "rewards.git_vqa:GitVqa",
-    "orm": "rewards.orm:Orm",
+    "hps": "rewards.models.hps:Hps",
+    "grounding_dino": "rewards.models.grounding_dino:GroundingDino",
+    "git_vqa": "rewards.models.git_vqa:GitVqa",
+    "orm": "rewards.models.orm:Orm",
 }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # each command imports what it needs
     from rich.console import Console
 
-    from cluster.config import RunConfig
+    from recipe.config import RunConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Where the working directory is the project (ray job submit, make), rewards and data files are found from it.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    from cluster.config import ConfigError
-    from cluster.errors import RunError
+    from recipe.config import ConfigError
+    from recipe.errors import RunError
 
     own_stderr = os.dup(2)  # some commands send what libraries print to a log
     try:
@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from cluster.check import check
-    from cluster.config import load_config
+    from recipe.check import check
+    from recipe.config import load_config
 
     logging.captureWarnings(True)
     findings = check(load_config(arguments.config, arguments.overrides))
@@ -104,9 +104,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from cluster.config import load_config
     from cluster.console import own_console
-    from cluster.environment import prepare
+    from cluster.pools.ray_environment import prepare
+    from recipe.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     console = own_console()
@@ -115,7 +115,7 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     prepare(config)
     _require(config, console)
-    from cluster.job import run_job
+    from cluster.run import run_job
 
     return run_job(config, console, resume=arguments.resume, fresh=arguments.fresh)
 
@@ -123,15 +123,15 @@ def _train(arguments: argparse.Namespace) -> int:
 def _require(config: RunConfig, console: Console) -> None:
     """Refuse a wrong run before the system's own modules are imported, which takes seconds."""
     console.print("checking config, prompts, rewards and checkpoint", style="dim")
-    from cluster.check import require
+    from recipe.check import require
 
     require(config)
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
-    from cluster.config import load_config
     from cluster.console import own_console
-    from cluster.environment import prepare
+    from cluster.pools.ray_environment import prepare
+    from recipe.config import load_config
 
     config = load_config(arguments.config, [*arguments.overrides, "ray.address=null"])
     console = own_console()
@@ -140,9 +140,9 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     prepare(config)
-    from cluster.job import run_job
-    from cluster.rehearsal import rehearsal
-    from cluster.worker import log_to
+    from cluster.pools.worker import log_to
+    from cluster.run import run_job
+    from recipe.rehearsal import rehearsal
 
     log_to(Path(arguments.folder) / "models.log")
     small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)
@@ -151,8 +151,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from cluster.report import write_comparison, write_report
-    from cluster.run_folder import RunFolder
+    from recipe.run_folder import RunFolder
+    from report.page import write_comparison, write_report
 
     folders, out = [RunFolder(run) for run in arguments.runs], arguments.out
     path = write_comparison(folders, out and Path(out)) if out or len(folders) > 1 else write_report(folders[0])
@@ -162,11 +162,11 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from cluster.console import own_console
-    from cluster.worker import log_to
+    from cluster.pools.worker import log_to
 
     out = Path(arguments.out)
     console = own_console()
-    from cluster.generate import LOG, generate
+    from serving.draw import LOG, generate
 
     log_to(out / LOG)
     for drawn in generate(Path(arguments.source), arguments.prompts, out, arguments.members, arguments.seed):
@@ -176,7 +176,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from cluster.console import own_console
-    from cluster.export import export
+    from serving.export import export
 
     base = Path(arguments.base) if arguments.base else None
     written = export(Path(arguments.source), Path(arguments.out), arguments.to, base)

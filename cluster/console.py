@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:  # the console speaks before Ray and torch are imported
-    from cluster.held_out import HeldOutScores
+    from evaluation.held_out import HeldOutScores
 
 
 def own_console() -> Console:

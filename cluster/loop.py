@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.config import RunConfig
-from cluster.errors import StageError, first_cause
+from cluster.monitor.rolled_group import RolledGroup
+from cluster.monitor.step_statistics import step_row
 from cluster.prompt_order import PromptOrder, Visit
-from cluster.rolled import RolledGroup
 from cluster.rollout import Rollout
-from cluster.step_row import step_row
+from recipe.config import RunConfig
+from recipe.errors import StageError, first_cause
 from transport.buffer import TrajectoryBuffer
 from transport.errors import TransportError
 

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.requests import ImageOutput, ImageRequest, SemanticOutput, SemanticRequest
-from cluster.errors import StageError
-from cluster.picture_stats import look_at
-from cluster.pool import Pool
+from cluster.monitor.pictures import look_at
+from cluster.monitor.rolled_group import RolledGroup
+from cluster.monitor.telemetry import Telemetry
+from cluster.pools.pool import Pool
 from cluster.prompt_order import Visit
-from cluster.rolled import RolledGroup
-from cluster.telemetry import Telemetry
 from policy.pictures import to_png
 from policy.prompts import PromptRecord
 from policy.seeds import member_seed
+from recipe.errors import StageError
 from rewards.ensemble import EnsembleFailure, RewardClient, score_group
 from transport.trajectory import Member, TrajectoryGroup
 

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Self
 
-from cluster.config import RunConfig
 from cluster.console import RunDisplay
-from cluster.errors import RunError
-from cluster.held_out import HeldOut, HeldOutScores
-from cluster.learner_ranks import LearnerRanks
 from cluster.loop import Progress, TrainingLoop
-from cluster.observer import Observer
-from cluster.pool import Pool, PoolSpec
+from cluster.monitor.poller import Observer
+from cluster.monitor.telemetry import Telemetry
+from cluster.pools.learner_ranks import LearnerRanks
+from cluster.pools.pool import Pool, PoolSpec
+from cluster.pools.ray_session import RaySession
+from cluster.pools.weight_sync import WeightSync, weight_sync
 from cluster.prompt_order import PromptOrder
 from cluster.rollout import Rollout
-from cluster.run_folder import RunFolder
-from cluster.session import RaySession
-from cluster.telemetry import Telemetry
-from cluster.weight_sync import WeightSync, weight_sync
+from evaluation.held_out import HeldOut, HeldOutScores
 from policy.prompts import load_prompts
+from recipe.config import RunConfig
+from recipe.errors import RunError
+from recipe.run_folder import RunFolder
 from rewards.service import RewardServiceError, RewardServices
 from transport.buffer import TrajectoryBuffer
 from transport.errors import TransportError

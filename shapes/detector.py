@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.detections import Detection
+from rewards.scoring.detections import Detection
 from shapes.renderer import coverage
 from shapes.world import BACKGROUND, COLOURS, RADII, REACH, SHAPES, SIZE, Thing
 

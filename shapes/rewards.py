@@ -2,7 +2,7 @@
 
 | class | stands for | score |
 | --- | --- | --- |
-| Detector | GroundingDINO | existence, relation and count of `rewards.detections` |
+| Detector | GroundingDINO | existence, relation and count of `rewards.scoring.detections` |
 | Attributes | a VQA model | mean over attribute phrases of how much the likest thing looks like it; else missing |
 | Tidiness | HPS | clean background, well-formed things, no clutter |
 | Strict | the judge | 1 when the picture shows exactly what was asked, else 0; for weight 0, as a held-out score |
@@ -16,7 +16,7 @@ import numpy as np
 
 from policy.prompts import PromptRecord
 from rewards.base import Reward
-from rewards.detections import score_prompt
+from rewards.scoring.detections import score_prompt
 from shapes import judge
 from shapes.detector import Region, detect, find_regions
 from shapes.world import BACKGROUND, SIZE, Thing, asked

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cluster.chart import HEIGHT, WIDTH, Chart, Line, style
 from deploy.grafana.panels import Board, Panel, Query
+from report.chart import HEIGHT, WIDTH, Chart, Line, style
 
 Ask = Callable[[str], Sequence[Mapping[str, Any]]]
 """A range query's series: `metric` (labels) and `values` ([Unix time, text])."""

@@ -14,7 +14,7 @@ from grafana_foundation_sdk.builders import prometheus as prometheus_builders
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
 
-from cluster.metrics_catalogue import series_names
+from cluster.monitor.catalogue import series_names
 
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="$datasource")
 
@@ -66,7 +66,7 @@ def metric(name: str, *matchers: str) -> str:
         ValueError: the catalogue has no such series.
     """
     if name not in series_names():
-        raise ValueError(f"{name} is not in cluster/metrics_catalogue.py")
+        raise ValueError(f"{name} is not in cluster/monitor/catalogue.py")
     run = ('run="$run"',) if name.startswith("bicot_") else ()
     inside = ",".join((*run, *matchers))
     return f"{name}{{{inside}}}" if inside else name

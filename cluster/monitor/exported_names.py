@@ -1,0 +1,138 @@
+"""From what the run knows to the catalogue's metrics: a step's row, and what processes say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from cluster.monitor.catalogue import ALL, METRICS
+from cluster.monitor.store import MetricError, MetricStore
+
+_ROW: dict[str, tuple[str, dict[str, str]]] = {
+    "step": ("bicot_step", {}),
+    "seconds/step": ("bicot_step_seconds", {}),
+    "seconds/train": ("bicot_learner_train_seconds_total", {}),
+    "groups": ("bicot_trained_groups_total", {}),
+    "groups_masked": ("bicot_trained_masked_groups_total", {}),
+    "groups_without_signal": ("bicot_trained_flat_groups_total", {}),
+    "members": ("bicot_trained_members_total", {}),
+    "members_masked": ("bicot_trained_masked_members_total", {}),
+    "micro_batches": ("bicot_micro_batches", {}),
+    "mfu": ("bicot_mfu_ratio", {}),
+    "loss": ("bicot_loss", {}),
+    "grad_norm": ("bicot_grad_norm", {}),
+    "lr": ("bicot_learning_rate", {}),
+    "kl": ("bicot_kl_nats", {"segment": ALL}),
+    "cot/tokens": ("bicot_cot_tokens", {"segment": "semantic"}),
+    "cot/image_tokens": ("bicot_cot_tokens", {"segment": "image"}),
+    "cot/cut_off": ("bicot_cot_cut_off_ratio", {}),
+}
+_ROW_PREFIXES = {
+    "seconds/": ("bicot_step_phase_seconds_total", "phase"),
+    "tokens/": ("bicot_trained_tokens_total", "segment"),
+    "kl/": ("bicot_kl_nats", "segment"),
+    "behaviour_kl/": ("bicot_behaviour_kl_nats", "segment"),
+    "entropy/": ("bicot_entropy_nats", "segment"),
+    "clip_fraction/": ("bicot_clip_ratio", "segment"),
+    "ratio_mean/": ("bicot_importance_mean_ratio", "segment"),
+    "ratio_max/": ("bicot_importance_max_ratio", "segment"),
+    "logprob_gap_max/": ("bicot_logprob_gap_max_nats", "segment"),
+    "staleness/": ("bicot_staleness_versions", "segment"),
+    "staleness_max/": ("bicot_staleness_max_versions", "segment"),
+}
+_DERIVED = (
+    "pictures_per_s", "tokens", "reward/", "reward_missing/", "reward_by_task/", "zero_spread/", "diversity/",
+    "picture/", "stage_seconds/",
+)  # fmt: skip
+"""Names of a row, or prefixes, that Prometheus has from elsewhere: as a rate or a sum, or by task type."""
+
+_REPLICA = {
+    "queued": "bicot_engine_queued_requests",
+    "running": "bicot_engine_running_requests",
+    "finished": "bicot_engine_requests_total",
+    "steps": "bicot_engine_steps_total",
+    "row_steps": "bicot_engine_row_steps_total",
+    "busy_s": "bicot_engine_busy_seconds_total",
+    "tokens": "bicot_tokens_total",
+    "sync_s": "bicot_replica_sync_seconds",
+    "weight_version": "bicot_weight_version",
+    "vllm_running": "bicot_vllm_running_requests",
+    "vllm_waiting": "bicot_vllm_waiting_requests",
+    "vllm_kv_cache_usage": "bicot_vllm_kv_cache_usage_ratio",
+    "vllm_preemptions": "bicot_vllm_preemptions_total",
+    "vllm_prompt_tokens": "bicot_vllm_prompt_tokens_total",
+    "vllm_generation_tokens": "bicot_vllm_generation_tokens_total",
+    "vllm_prefix_cache_queries": "bicot_vllm_prefix_cache_queries_total",
+    "vllm_prefix_cache_hits": "bicot_vllm_prefix_cache_hits_total",
+}
+_BUFFER = {
+    "depth": "bicot_buffer_depth",
+    "pending": "bicot_buffer_pending",
+    "oldest_age_s": "bicot_buffer_oldest_age_seconds",
+    "bytes": "bicot_buffer_bytes",
+    "appended": "bicot_buffer_appended_total",
+    "redelivered": "bicot_buffer_redelivered_total",
+}
+_REWARD_SERVICE = {
+    "replicas": "bicot_reward_service_replicas",
+    "calls": "bicot_reward_service_calls_total",
+    "batches": "bicot_reward_service_batches_total",
+    "pictures": "bicot_reward_service_pictures_total",
+    "failed": "bicot_reward_service_failed_pictures_total",
+    "seconds": "bicot_reward_service_busy_seconds_total",
+}
+
+
+def unknown_names(row: Iterable[str]) -> list[str]:
+    """Names of a step's row of which Prometheus would learn nothing; a test holds this empty."""
+    known = (*_ROW, *_ROW_PREFIXES, *_DERIVED)
+    return [
+        name for name in row if not any(name == one or (one[-1] == "/" and name.startswith(one)) for one in known)
+    ]
+
+
+def show_row(store: MetricStore, row: Mapping[str, float]) -> None:
+    """Show a step's row; what no metric stands for is left out."""
+    for name, value in row.items():
+        prefix = name[: name.find("/") + 1]
+        if name in _ROW:
+            metric, labels = _ROW[name]
+        elif prefix in _ROW_PREFIXES:
+            metric, label = _ROW_PREFIXES[prefix]
+            labels = {label: name.removeprefix(prefix)}
+        else:
+            continue
+        match METRICS[metric].kind:
+            case "gauge":
+                store.set(metric, value, **labels)
+            case "counter":
+                store.add(metric, value, **labels)
+            case "histogram":
+                store.observe(metric, value, **labels)
+
+
+def show_replica(store: MetricStore, pool: str, replica: str, values: Mapping[str, float]) -> None:
+    """Show what a process of a pool says of itself.
+
+    Raises:
+        MetricError: it says something that no metric stands for.
+    """
+    _show(store, _REPLICA, values, pool=pool, replica=replica)
+
+
+def show_buffer(store: MetricStore, values: Mapping[str, float]) -> None:
+    """Show `BufferStats`, as a dict. Raises `MetricError` as `show_replica`."""
+    _show(store, _BUFFER, values)
+
+
+def show_reward_service(store: MetricStore, reward: str, values: Mapping[str, float]) -> None:
+    """Show the sums of a service's `ReplicaStats` and their number. Raises `MetricError` as `show_replica`."""
+    _show(store, _REWARD_SERVICE, values, reward=reward)
+
+
+def _show(store: MetricStore, names: Mapping[str, str], values: Mapping[str, float], **labels: str) -> None:
+    for name, value in values.items():
+        if name not in names:
+            raise MetricError(
+                f"{labels or 'the buffer'} tells {name!r}: give it a metric in cluster/monitor/exported_names.py"
+            )
+        store.set(names[name], value, **labels)

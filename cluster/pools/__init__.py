@@ -1,0 +1,1 @@
+"""The processes of a run: its Ray session, pools, learner ranks, and the weights between them."""

@@ -1,0 +1,96 @@
+"""The learner pool: ranks that act together, so a call goes to all of them, and one dead rank ends the run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from cluster.pools.pool import Pool, PoolSpec
+from recipe.config import RunConfig
+from recipe.run_folder import RunFolder
+from transport.weights.broadcast import Seat
+from transport.weights.channel import Published, WeightManifest
+
+
+class LearnerRanks:
+    """The ranks of the learner; every method is one call to each of them, within the learner's deadline."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, buffer_url: str, run: str) -> None:
+        learner = config.learner
+        self._folder = folder
+        self._deadline_s = config.buffer.deadline_s
+        arguments = {
+            "policy": config.policy,
+            "learner": learner,
+            "buffer": config.buffer.model_copy(update={"url": buffer_url}),
+            "weights": config.weights,
+            "reward_weights": config.rewards.weights,
+            "run": run,
+            "total_steps": config.steps,
+            "ranks": learner.ranks,
+        }
+        spec = PoolSpec(
+            "learner", "learner.rank:LearnerRank", arguments, learner.ranks, learner.cpus, learner.gpus,
+            learner.threads, learner.deadline_s, concurrent=False, ranked=True, resources=learner.resources,
+        )  # fmt: skip
+        self.pool = Pool(spec, folder.logs, restarts=0)
+
+    async def start(self, deadline_s: float) -> None:
+        """Start the ranks, and let them meet."""
+        pool = self.pool
+        await pool.start(deadline_s)
+        nodes = await asyncio.gather(*(pool.node_of(replica) for replica in pool.replicas))
+        host = nodes[0] if len(set(nodes)) > 1 else "127.0.0.1"
+        endpoint = await self._first("address", host, work="rendezvous")
+        await pool.everywhere("setup", endpoint, work="start-up", deadline_s=deadline_s)  # loads the model
+
+    async def train(self, groups: int) -> dict[str, float]:
+        """Claim `groups` groups, take a step on them, acknowledge them; the step's statistics."""
+        work = f"a step on {groups} groups"
+        entries = await self._first("claim", groups, self._deadline_s, work=work)
+        statistics: dict[str, float] = (await self._all("train", entries, work=work))[0]
+        await self._first("acknowledge", entries, work=work)
+        return statistics
+
+    async def publish(self, version: int) -> Published:
+        """Put the trained weights where actors find them."""
+        published: Published = (await self._all("publish", version, work=f"publishing weights {version}"))[0]
+        return published
+
+    async def publish_present(self) -> Published:
+        """Put the weights as they are now where an actor finds them that joins late, or missed a broadcast."""
+        published: Published = (await self._all("publish_present", work="publishing the present weights"))[0]
+        return published
+
+    async def announce(self, version: int) -> WeightManifest:
+        """What a broadcast of the trained weights is going to hold."""
+        manifest: WeightManifest = await self._first("announce", version, work=f"announcing weights {version}")
+        return manifest
+
+    async def broadcast(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> None:
+        """Broadcast the trained weights from rank 0, which has `seat`."""
+        await self._all("broadcast", manifest, seat, deadline_s, work=f"broadcasting weights {manifest.version}")
+
+    async def save(self, step: int, state: dict[str, Any]) -> None:
+        """Checkpoint weights, optimizer and random states together with the run's own `state`."""
+        await self._all("save", str(self._folder.checkpoints), state, work=f"the checkpoint of step {step}")
+
+    async def restore(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint, and return its run state; None where there is none."""
+        states = await self._all("load", str(self._folder.checkpoints), work="loading the newest checkpoint")
+        state: dict[str, Any] | None = states[0]
+        return state
+
+    async def export(self) -> None:
+        """Write the policy as a checkpoint that `bicot generate` reads."""
+        await self._all("export", str(self._folder.policy), work="the export of the policy")
+
+    def close(self) -> None:
+        """End the ranks."""
+        self.pool.close()
+
+    async def _first(self, method: str, *args: Any, work: str) -> Any:
+        return await self.pool.tell(self.pool.replicas[0], method, *args, work=work)
+
+    async def _all(self, method: str, *args: Any, work: str) -> list[Any]:
+        return await self.pool.everywhere(method, *args, work=work)

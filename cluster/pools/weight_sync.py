@@ -1,0 +1,169 @@
+"""New weights for every actor: through the object store, or by one broadcast to all of them.
+
+`publish` is the sync after a step; `welcome` gives a replica that takes a dead one's place what the others have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable, Sequence
+
+from cluster.pools.learner_ranks import LearnerRanks
+from cluster.pools.pool import Pool, Replica, ReplicaLost
+from recipe.config import RunConfig
+from recipe.errors import StageError
+from transport.weights.broadcast import Backend, BroadcastHost, Seat
+from transport.weights.channel import Published
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_SHARE = 0.45
+"""Of the shortest deadline of a call: for the members to meet, and again for the transfer, so that what goes wrong in
+either is told by name before a pool takes its replica for stuck."""
+
+
+class WeightSync(ABC):
+    """Gives the learner's weights to `pools`."""
+
+    def __init__(self, ranks: LearnerRanks) -> None:
+        self.ranks = ranks
+        self.pools: Sequence[Pool] = ()
+
+    @abstractmethod
+    async def publish(self, version: int) -> tuple[int, float]:
+        """Have every replica at the learner's weights, as `version`.
+
+        Returns the bytes that went to each, and the seconds until they could set out.
+
+        Raises:
+            StageError: the learner failed, or a pool for good.
+        """
+
+    @abstractmethod
+    async def welcome(self, pool: Pool, replica: Replica) -> None:
+        """Give a replica the newest weights before it takes work; none while the run starts."""
+
+
+def weight_sync(config: RunConfig, ranks: LearnerRanks, host: str) -> WeightSync:
+    """The transport that the config asks for; `host` is an address of this machine that all actors reach."""
+    if config.weights.transport == "object_store":
+        return ObjectStoreSync(ranks)
+    shortest = min(config.learner.deadline_s, config.image.deadline_s, config.semantic.deadline_s)
+    return BroadcastSync(
+        ranks,
+        BroadcastHost(host),
+        "nccl" if config.learner.gpus else "gloo",
+        {"semantic": config.semantic.tensor_parallel},
+        DEADLINE_SHARE * shortest,
+    )
+
+
+class ObjectStoreSync(WeightSync):
+    """Published once; every replica pulls."""
+
+    _newest: Published | None = None
+
+    async def publish(self, version: int) -> tuple[int, float]:
+        """See `WeightSync`."""
+        start = time.monotonic()
+        published = self._newest = await self.ranks.publish(version)
+        published_s = time.monotonic() - start
+        work = f"weights {version}"
+        await asyncio.gather(*(pool.everywhere("apply_weights", published, work=work) for pool in self.pools))
+        return published.bytes, published_s
+
+    async def welcome(self, pool: Pool, replica: Replica) -> None:
+        """See `WeightSync`."""
+        if self._newest:
+            await pool.tell(replica, "apply_weights", self._newest, work=f"weights {self._newest.version}")
+
+
+class BroadcastSync(WeightSync):
+    """One broadcast from rank 0 of the learner to every replica, each with as many members as it has `workers`.
+
+    The group is formed anew when a replica was replaced. Those that a broadcast does not reach, because one of the
+    group died, get the same version through the object store; and so does a newcomer.
+    """
+
+    def __init__(
+        self, ranks: LearnerRanks, host: BroadcastHost, backend: Backend, workers: dict[str, int], deadline_s: float
+    ) -> None:
+        """`workers` are the processes of a replica by pool, where it has more than one."""
+        super().__init__(ranks)
+        self._host = host
+        self._backend: Backend = backend
+        self._workers = workers
+        self._deadline_s = deadline_s
+        self._members: list[Replica] = []
+        self._seats: list[Seat] = []
+        self._began = False
+
+    async def publish(self, version: int) -> tuple[int, float]:
+        """See `WeightSync`."""
+        start = time.monotonic()
+        self._began = True
+        receivers = [(pool, replica) for pool in self.pools for replica in await pool.settled()]
+        manifest = await self.ranks.announce(version)
+        announced_s = time.monotonic() - start
+        self._form(receivers)
+        seats, work = self._seats, f"weights {version}"
+        sending = self._or_stop(version, self.ranks.broadcast(manifest, seats[0], self._deadline_s))
+        receiving = [
+            self._or_stop(version, pool.tell(replica, "receive_weights", manifest, seat, self._deadline_s, work=work))
+            for (pool, replica), seat in zip(receivers, seats[1:], strict=True)
+        ]
+        not_sent, *not_received = await asyncio.gather(sending, *receiving)
+        if not_sent or any(not_received):
+            first = not_sent or next(error for error in not_received if error)
+            logger.warning("the broadcast of weights %d broke off, the object store takes over: %s", version, first)
+            self._members = []  # a group that broke is of no more use
+            await self._mend(zip(receivers, not_received, strict=True), version)
+        else:
+            self._host.forget(version)
+        return sum(manifest.bucket_bytes), announced_s
+
+    async def welcome(self, pool: Pool, replica: Replica) -> None:
+        """See `WeightSync`."""
+        if self._began:
+            published = await self.ranks.publish_present()
+            await pool.tell(replica, "apply_weights", published, work=f"weights {published.version}")
+
+    def _form(self, receivers: Sequence[tuple[Pool, Replica]]) -> None:
+        """Give every member its seat in a new group, unless they are the same as before."""
+        members = [replica for _, replica in receivers]
+        if members == self._members:
+            return
+        names, first = [self.ranks.pool.replicas[0].name], [0]
+        for pool, replica in receivers:
+            first.append(len(names))
+            workers = range(1, self._workers.get(pool.name, 1))
+            names += [replica.name, *(f"{replica.name} worker {number}" for number in workers)]
+        seats = self._host.seats(names, self._backend)
+        self._members, self._seats = members, [seats[rank] for rank in first]
+
+    async def _or_stop(self, version: int, call: Awaitable[object]) -> StageError | None:
+        """The error that `call` failed with, of which the other members are told at once."""
+        try:
+            await call
+        except StageError as error:
+            self._host.stop(version, str(error))
+            return error
+        return None
+
+    async def _mend(self, outcomes: Iterable[tuple[tuple[Pool, Replica], StageError | None]], version: int) -> None:
+        """Bring those that the broadcast did not reach to the same version."""
+        published = await self.ranks.publish_present()
+
+        async def mend(pool: Pool, replica: Replica, error: StageError) -> None:
+            if isinstance(error, ReplicaLost):
+                await pool.replace(replica, error)  # which welcomes the new one
+            elif replica in pool.replicas:
+                number = pool.replicas.index(replica)
+                await pool.at(number, "apply_weights", published, work=f"weights {version}")
+
+        await asyncio.gather(*(mend(pool, replica, error) for (pool, replica), error in outcomes if error))
+        for pool in self.pools:
+            await pool.settled()

@@ -1,0 +1,179 @@
+"""A training job from its first line on the console to its last: check, start, train, score, report."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from cluster.console import RunDisplay, held_out_table
+from cluster.loop import Progress
+from cluster.pools.worker import log_to
+from cluster.system import System
+from recipe.config import RunConfig
+from recipe.errors import RunError, StageError, first_cause
+from recipe.provenance import write_environment
+from recipe.run_folder import RunFolder, read_json_lines, write_atomically
+from report.page import write_report
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int:
+    """Run a training job to its end; the exit code. What libraries print goes to the run folder's logs.
+
+    A run that fails tells its console in a sentence. `check.require` came before.
+
+    Raises:
+        RunError: the folder holds another run.
+    """
+    folder = RunFolder(config.folder)
+    folder.create(config, resume, fresh)
+    log_to(folder.logs / "driver.log")
+    display = RunDisplay(console, config.steps, config.held_out.metric if config.held_out else None)
+    try:
+        with display:
+            summary = asyncio.run(_Job(config, folder, display, resume).run())
+    except asyncio.CancelledError:
+        summary = None
+    except Exception as error:  # whatever it is: one sentence for the console, the whole of it for the log
+        logger.exception("the run failed")
+        _tell_failure(console, folder, first_cause(error))
+        return EXIT_FAILED
+    if summary is None:
+        console.print(
+            f"Stopped. The same command with [bold]--resume[/bold] goes on with {os.path.relpath(folder.path)}.",
+            soft_wrap=True,
+        )
+        return EXIT_INTERRUPTED
+    _tell_success(console, folder, config, summary)
+    return 0
+
+
+@dataclass(slots=True)
+class _Job:
+    config: RunConfig
+    folder: RunFolder
+    display: RunDisplay
+    resume: bool
+    progress: Progress = field(default_factory=Progress)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    async def run(self) -> Mapping[str, Any] | None:
+        """The run's summary; None when it was stopped on request."""
+        self._stop_on_signals()
+        began = time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            system = await System.start(self.config, self.folder, self.display, stack, self.resume)
+            self._stop_on_signals()  # again: Ray's own SIGTERM handler ends the process within three seconds
+            write_environment(self.folder)
+            if system.telemetry.address:
+                self.display.say(
+                    f"metrics at {system.telemetry.address}, logs in {os.path.relpath(self.folder.logs)}"
+                )
+            first = self.progress.resume_at(system.position, self.config.rollout.groups_per_step)
+            self.display.resume_at(first)
+            self._earlier_scores()
+            if first == 0:
+                await self._score(system, 0, "dev", "test")
+            trained = time.monotonic()
+
+            async def after_step(step: int, row: dict[str, float]) -> None:
+                system.telemetry.step(row)
+                self.display.step(row)
+                if self.config.held_out and step % self.config.held_out.every == 0:
+                    await self._score(system, step, "dev")
+
+            await system.run(self.progress, after_step)
+            seconds = time.monotonic() - trained
+            if self.progress.step < self.config.steps:
+                return None
+            if "test" in system.splits:
+                self.display.phase("scoring held-out prompts")
+                await self._score(system, self.progress.step, "test")
+            self.display.phase("writing the policy")
+            await system.ranks.export()
+            return self._summary(self.progress.step - first, seconds, time.monotonic() - began)
+
+    async def _score(self, system: System, step: int, *splits: str) -> None:
+        for split in splits:
+            if split in system.splits:
+                scores = await system.score(split, step)
+                self.display.held_out(split, step, scores)
+                self.scores.setdefault(f"{split}_before", scores.by_family)
+                self.scores[f"{split}_after"] = scores.by_family
+
+    def _earlier_scores(self) -> None:
+        """A resumed run is compared with the scores from before its first step."""
+        for row in read_json_lines(self.folder.held_out):
+            self.scores.setdefault(f"{row['split']}_before", row["scores"])
+            self.scores[f"{row['split']}_after"] = row["scores"]
+
+    def _summary(self, steps: int, seconds: float, total: float) -> Mapping[str, Any]:
+        rows = read_json_lines(self.folder.metrics)[-10:]
+        names = sorted({name for row in rows for name in row if name.startswith("reward/")})
+        rollout = self.config.rollout
+        summary = {
+            "status": "finished",
+            "steps": self.config.steps,
+            "seconds": round(total, 1),
+            "training_seconds": round(seconds, 1),
+            "pictures_per_s": round(steps * rollout.groups_per_step * rollout.group_size / seconds, 2),
+            "held_out": self.scores,
+            "rewards": {
+                name.removeprefix("reward/"): sum(row.get(name, 0.0) for row in rows)
+                / sum(name in row for row in rows)
+                for name in names
+            },
+            "report": str(self.folder.report),
+        }
+        write_atomically(self.folder.summary, json.dumps(summary, indent=1))
+        return summary
+
+    def _stop_on_signals(self) -> None:
+        """The first Ctrl-C ends the run after its step, with a checkpoint; the second at once."""
+        main = asyncio.current_task()
+        assert main
+
+        def stop() -> None:
+            if self.progress.stop or not self.progress.training:
+                main.cancel()
+            else:
+                self.progress.stop = True
+                self.display.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def _tell_failure(console: Console, folder: RunFolder, error: BaseException) -> None:
+    name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+    console.print("[red]The run failed.[/red]")
+    console.print(f"{name}{error}", markup=False, soft_wrap=True)
+    if isinstance(error, StageError) and error.log_tail:
+        console.print("[dim]The end of that process's log:[/dim]")
+        console.print(error.log_tail, markup=False, soft_wrap=True)
+    console.print(f"Logs: {os.path.relpath(folder.logs)}", soft_wrap=True)
+
+
+def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summary: Mapping[str, Any]) -> None:
+    report = write_report(folder)
+    scores = summary["held_out"]
+    if config.held_out and "test_after" in scores:
+        console.print(held_out_table(config.held_out.metric, scores["test_before"], scores["test_after"]))
+    console.print(
+        f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes in all, "
+        f"{summary['pictures_per_s']:.1f} pictures/s while training"
+    )
+    console.print(f"Report: {os.path.relpath(report)}", soft_wrap=True)

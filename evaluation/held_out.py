@@ -1,0 +1,123 @@
+"""Held-out scores: the same prompts with the same seeds every time, rolled out and scored by the run's own pools."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from PIL import Image
+
+from cluster.rollout import Rollout
+from policy.prompts import PromptRecord
+from policy.seeds import member_seed
+from recipe.errors import StageError
+from recipe.run_folder import RunFolder, write_atomically
+from transport.trajectory import Member
+
+HELD_OUT_VISIT = -1
+"""Stands in a held-out member's seed where training has the visit's number, which is never negative."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutScores:
+    """Mean of the metric by family, "all" over every picture; `rewards` the mean of each reward."""
+
+    by_family: dict[str, float]
+    rewards: dict[str, float]
+    pictures: int
+
+
+class HeldOut:
+    """Scores one split of held-out prompts."""
+
+    def __init__(
+        self, split: str, prompts: list[PromptRecord], members: int, metric: str, samples: int, together: int
+    ) -> None:
+        """`together` bounds the prompts under way at a time; `samples` pictures of the first members are kept."""
+        self.split = split
+        self._prompts = prompts
+        self._members = members
+        self._metric = metric
+        self._together = together
+        self._shown = set(_spread(prompts, samples))
+
+    async def score(self, rollout: Rollout, step: int, folder: RunFolder) -> HeldOutScores:
+        """Roll out and score the split at the actors' present weights, and keep the samples in the run folder.
+
+        Raises:
+            StageError: a stage failed, or the metric scored no picture at all.
+        """
+        gate = asyncio.Semaphore(self._together)
+
+        async def one(prompt: PromptRecord) -> tuple[Member, ...]:
+            seeds = [member_seed(rollout.seed, prompt.id, HELD_OUT_VISIT, number) for number in range(self._members)]
+            async with gate:
+                return await rollout.members(prompt, seeds, f"{self.split}/{prompt.id}", prompt.id in self._shown)
+
+        async with asyncio.TaskGroup() as tasks:
+            jobs = [tasks.create_task(one(prompt)) for prompt in self._prompts]
+        rolled = list(zip(self._prompts, (job.result() for job in jobs), strict=True))
+        shown = [(prompt, members[0]) for prompt, members in rolled if prompt.id in self._shown]
+        self._keep(shown, step, folder, rollout)
+        return self._summary(rolled)
+
+    def _summary(self, rolled: Sequence[tuple[PromptRecord, tuple[Member, ...]]]) -> HeldOutScores:
+        families: dict[str, list[float]] = defaultdict(list)
+        rewards: dict[str, list[float]] = defaultdict(list)
+        for prompt, members in rolled:
+            for member in members:
+                score = member.rewards[self._metric]
+                if score is not None:
+                    families[prompt.group].append(score)
+                for name, value in member.rewards.items():
+                    if value is not None:
+                        rewards[name].append(value)
+        scored = [score for scores in families.values() for score in scores]
+        if not scored:
+            raise StageError("held-out", self.split, 0.0, f"the metric {self._metric!r} scored no picture")
+        by_family = {name: fmean(families[name]) for name in sorted(families)}
+        return HeldOutScores(
+            {**by_family, "all": fmean(scored)},
+            {name: fmean(values) for name, values in rewards.items()},
+            len(scored),
+        )
+
+    def _keep(
+        self, shown: Sequence[tuple[PromptRecord, Member]], step: int, folder: RunFolder, rollout: Rollout
+    ) -> None:
+        rows, pictures = [], []
+        for prompt, member in shown:
+            assert member.png is not None
+            name = f"{self.split}-{step:06d}-{prompt.id}.png"
+            (folder.samples / name).write_bytes(member.png)
+            pictures.append(np.asarray(Image.open(io.BytesIO(member.png))))
+            rows.append(
+                {
+                    "prompt": prompt.prompt,
+                    "family": prompt.group,
+                    "cot": member.cot,
+                    "rewards": member.rewards,
+                    "png": name,
+                }
+            )
+        text = json.dumps({"step": step, "split": self.split, "samples": rows}, ensure_ascii=False, indent=1)
+        write_atomically(folder.samples / f"{self.split}-{step:06d}.json", text)
+        if pictures:
+            texts = [f"**{row['prompt']}** {row['cot']}" for row in rows]
+            rollout.telemetry.samples(step, np.stack(pictures), texts)
+
+
+def _spread(prompts: Sequence[PromptRecord], count: int) -> list[str]:
+    """Ids of `count` prompts, taken from every family in turn."""
+    families: dict[str, list[str]] = defaultdict(list)
+    for prompt in prompts:
+        families[prompt.group].append(prompt.id)
+    turns = max((len(ids) for ids in families.values()), default=0)
+    order = [ids[turn] for turn in range(turns) for ids in families.values() if turn < len(ids)]
+    return order[:count]

@@ -1,0 +1,1 @@
+"""What a run asks for, and where it lives: its config, checks, and folder."""

@@ -1,0 +1,1 @@
+"""What a run folder tells afterwards: the HTML report."""

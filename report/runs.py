@@ -1,0 +1,181 @@
+"""What a report is made of: runs as their folders hold them, those that differ only in seed in one group."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from recipe.errors import RunError
+from recipe.run_folder import RunFolder, read_json_lines
+
+_NOT_THE_METHOD = ("folder", "seed", "metrics")
+"""Keys in which two runs of one config may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and range of one value over the runs of a group."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread | None:
+        """None if no run has the value."""
+        given = [value for value in values if value is not None]
+        return cls(fmean(given), min(given), max(given), len(given)) if given else None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRun:
+    """One run, finished or not."""
+
+    name: str
+    folder: RunFolder
+    config: dict[str, Any]
+    config_text: str
+    rows: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    environment: dict[str, Any] | None
+    summary: dict[str, Any] | None
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def finished(self) -> bool:
+        """A run that was resumed to go on for longer is not finished by its earlier summary."""
+        return self.summary is not None and self.step >= int(self.config.get("steps", 0))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in training steps."""
+        return sum(row["seconds/step"] for row in self.rows)
+
+    @property
+    def pictures_per_s(self) -> float | None:
+        """Pictures per second of training steps, without scoring and checkpoints between them."""
+        pictures = sum(row["pictures_per_s"] * row["seconds/step"] for row in self.rows)
+        return pictures / self.seconds if self.rows else None
+
+    @property
+    def metric(self) -> str:
+        """Name of the held-out metric."""
+        return str((self.config.get("held_out") or {}).get("metric", "score"))
+
+    def scorings(self, split: str) -> list[dict[str, Any]]:
+        """Rows of held-out scores, in order of steps."""
+        return sorted((row for row in self.held_out if row["split"] == split), key=lambda row: row["step"])
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Runs of one config, usually of different seeds."""
+
+    runs: tuple[ReportRun, ...]
+
+    @property
+    def label(self) -> str:
+        """The first run's name, and how many runs there are if it is not alone."""
+        return self.runs[0].name + (f" ({len(self.runs)} runs)" if len(self.runs) > 1 else "")
+
+
+def read_runs(folders: Sequence[RunFolder]) -> list[ReportRun]:
+    """
+    Raises:
+        RunError: a folder holds no run, or the same one is given twice.
+    """
+    paths = [folder.path for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise RunError(f"{path} is given twice; name every run once")
+    return [_read(folder, name) for folder, name in zip(folders, _names(paths), strict=True)]
+
+
+def group_runs(runs: Sequence[ReportRun]) -> list[RunGroup]:
+    """Runs whose configs differ in the seed only, together; groups in order of their first run."""
+    groups: dict[str, list[ReportRun]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_method(run), sort_keys=True, default=str), []).append(run)
+    return [RunGroup(tuple(group)) for group in groups.values()]
+
+
+def differences(groups: Sequence[RunGroup]) -> list[tuple[str, list[Any]]]:
+    """Dotted config keys in which groups differ, with each group's value; None where it has no such key.
+
+    An item of a list goes by its name where it has one, and a mapping that another group lacks stands for its keys.
+    """
+    return _differences([_method(group.runs[0]) for group in groups], "")
+
+
+def _method(run: ReportRun) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if key not in _NOT_THE_METHOD}
+
+
+def _differences(values: Sequence[Any], key: str) -> list[tuple[str, list[Any]]]:
+    if all(value == values[0] for value in values):
+        return []
+    trees = [_named(value) for value in values]
+    if not all(isinstance(tree, dict) for tree in trees):
+        return [(key, list(values))]
+    names = dict.fromkeys(name for tree in trees for name in tree)
+    return [
+        found for name in names
+        for found in _differences([tree.get(name) for tree in trees], f"{key}.{name}" if key else str(name))
+    ]  # fmt: skip
+
+
+def _named(value: Any) -> Any:
+    """A list of mappings that have names, as a mapping by name; anything else as it is."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        return {item["name"]: item for item in value}
+    return value
+
+
+def _read(folder: RunFolder, name: str) -> ReportRun:
+    if not folder.config.is_file():
+        raise RunError(f"{folder.path} holds no run (no {folder.config.name})")
+    try:
+        text = _without_secrets(folder.config.read_text("utf-8"))
+        config = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{folder.config} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{folder.config} is no run config: it holds no mapping of keys")
+    return ReportRun(
+        name, folder, config, text, read_json_lines(folder.metrics), read_json_lines(folder.held_out),
+        _read_json(folder.environment), _read_json(folder.summary),
+    )  # fmt: skip
+
+
+def _without_secrets(text: str) -> str:
+    """A config's text that may be passed on: no passwords of URLs, no values of keys that sound secret."""
+    text = re.sub(r"(\w://[^\s:/@]*:)[^\s@/]+@", r"\1***@", text)
+    return re.sub(r"(?im)^([\s-]*(?:\w+_)?(?:password|secret|token|api_?key)): *\S.*$", r"\1: '***'", text)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text("utf-8"))
+    return tree if isinstance(tree, dict) else None
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The folders' own names, with as many parents before them as it takes to tell them apart."""
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -1,0 +1,1 @@
+"""The reward models, and random ones in the same layouts to try them with."""

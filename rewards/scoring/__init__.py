@@ -1,0 +1,1 @@
+"""From detections to a score: by the paper's rules, and by those of its released code."""

@@ -1,0 +1,1 @@
+"""A policy that draws without a run."""

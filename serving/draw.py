@@ -1,0 +1,102 @@
+"""`bicot generate`: draw pictures with a policy, in this process, by the same actors that a run has in its pools."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.errors import ActorError
+from actors.image_actor import ImageActor
+from actors.requests import ImageRequest, SemanticRequest
+from actors.semantic_actor import SemanticActor
+from policy.janus import CheckpointError
+from policy.pictures import to_png
+from policy.prompts import PromptRecord
+from policy.seeds import member_seed
+from recipe.config import RunConfig, load_config
+from recipe.errors import RunError
+from recipe.run_folder import RunFolder
+from transport.errors import TransportError
+
+logger = logging.getLogger(__name__)
+
+LOG = "generate.log"
+"""Beside the pictures: what the engines and their libraries say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One picture: where it lies, and the semantic-level CoT it was drawn by."""
+
+    path: Path
+    cot: str
+
+
+def generate(source: Path, prompts: Sequence[str], out: Path, members: int, seed: int) -> list[Drawn]:
+    """Draw `members` pictures of each prompt into the folder `out`.
+
+    `source` is a run folder, whose exported policy draws, or a run config, whose `policy.checkpoint` does. The same
+    prompt and seed give the same picture.
+
+    Raises:
+        RunError: there is no policy to draw with, or an engine failed.
+    """
+    config = policy_source(source)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        return asyncio.run(_draw(config, prompts, out, members, seed))
+    except CheckpointError as error:
+        raise RunError(str(error)) from error
+    except (ActorError, TransportError) as error:
+        logger.exception("not drawn")
+        raise RunError(f"{str(error).strip()}; see {out / LOG}") from error
+
+
+def policy_source(source: Path) -> RunConfig:
+    """The run config to draw with, its checkpoint replaced by the run's export where `source` is a run folder."""
+    if source.is_file():
+        return load_config(source)
+    folder = RunFolder(source)
+    if not folder.config.is_file():
+        raise RunError(f"{source} is neither a run config nor a run folder")
+    if not folder.policy.is_dir():
+        raise RunError(f"{source} holds no exported policy yet; a run writes it when it ends")
+    config = load_config(folder.config)
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"checkpoint": str(folder.policy)})})
+
+
+async def _draw(config: RunConfig, prompts: Sequence[str], out: Path, members: int, seed: int) -> list[Drawn]:
+    pairs = [(prompt, number) for prompt in prompts for number in range(members)]
+    seeds = [member_seed(seed, _id(prompt), 0, number) for prompt, number in pairs]
+    cots = await _write(config, [SemanticRequest(prompt, s) for (prompt, _), s in zip(pairs, seeds, strict=True)])
+    requests = [ImageRequest(prompt, cot, s) for (prompt, _), cot, s in zip(pairs, cots, seeds, strict=True)]
+    actor = ImageActor(config.policy, config.image)
+    try:
+        images = await actor.sample(requests)
+    finally:
+        actor.close()
+    drawn = []
+    for (prompt, number), cot, image in zip(pairs, cots, images, strict=True):
+        path = out / f"{re.sub(r'[^A-Za-z0-9]+', '_', prompt).strip('_')[:80]}_{number:06d}.png"
+        path.write_bytes(to_png(image.picture))
+        drawn.append(Drawn(path, cot))
+    return drawn
+
+
+async def _write(config: RunConfig, requests: Sequence[SemanticRequest]) -> list[str]:
+    if not config.semantic.enabled:
+        return [""] * len(requests)
+    actor = SemanticActor(config.policy, config.semantic)
+    try:
+        await actor.load_checkpoint()
+        return [output.cot for output in await actor.generate(requests)]
+    finally:
+        actor.close()
+
+
+def _id(prompt: str) -> str:
+    return PromptRecord(prompt=prompt, task_type="non", nouns=("-",)).id

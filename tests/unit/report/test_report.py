@@ -1,0 +1,260 @@
+"""Reports of one run, of seeds and of different configs, and how they look in a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from headless_chromium import BROWSER, Chromium
+from PIL import Image
+
+from cluster.cli import main
+from recipe.config import load_config
+from recipe.errors import RunError
+from recipe.provenance import environment_facts, write_environment
+from recipe.run_folder import RunFolder, append_json, write_atomically
+from report.chart import Chart, Line, smooth
+from report.page import write_comparison, write_report
+from report.runs import group_runs, read_runs
+from report.samples import word_changes
+from report.tables import timing
+
+PROMPTS = {"a red <b>": "counting", "two blue stars": "single"}
+
+
+def picture(side: int, shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), (shade, 90, 120)).save(out, "PNG")
+    return out.getvalue()
+
+
+def make_run(
+    path: Path, seed: int = 0, *overrides: str, steps: int = 20, of: int = 20, side: int = 16, rich: bool = True
+) -> RunFolder:
+    """A run's folder after `steps` of its `of` steps; `rich` with the metrics that older runs don't have."""
+    folder = RunFolder(path)
+    wanted = [f"folder={path}", f"seed={seed}", f"steps={of}", *overrides]
+    folder.create(load_config("deploy/runs/shapes.yaml", wanted), resume=False, fresh=False)
+    for step in range(1, steps + 1):
+        row = {
+            "step": step, "seconds/step": 2.0, "seconds/wait_for_rollout": 0.5, "pictures_per_s": 32.0 + seed,
+            "reward/detector": 0.4 + 0.02 * step + 0.01 * seed, "kl": math.nan if step == 3 else 0.01 * step,
+            "cot/tokens": 6.0, "seconds/backward": 1.0, "seconds/train": 1.2, "seconds/publish": 0.1,
+        }  # fmt: skip
+        if rich:
+            row |= {"reward_by_task/detector/spatial": 0.5, "stage_seconds/image": 0.7}
+            if step % 2:
+                row["reward_by_task/detector/numeracy"] = 0.25
+        append_json(folder.metrics, row)
+    for step in range(0, steps + 1, 5):
+        score(folder, "dev", step, side, 0.5 + 0.01 * step)
+    score(folder, "test", 0, side, 0.4 + 0.1 * seed)
+    if steps == of:
+        score(folder, "test", steps, side, 0.8 + 0.1 * seed)
+        summary = {"seconds": 2.0 * steps + 30, "training_seconds": 2.0 * steps + 10}
+        write_atomically(folder.summary, json.dumps(summary))
+    return folder
+
+
+def score(folder: RunFolder, split: str, step: int, side: int, value: float) -> None:
+    append_json(folder.held_out, {"step": step, "split": split, "scores": {"counting": value, "all": value}})
+    samples = []
+    for number, (prompt, family) in enumerate(PROMPTS.items()):
+        name = f"{split}-{step:06d}-{number}.png"
+        (folder.samples / name).write_bytes(picture(side, step * 9))
+        cot = f"red circle {'left' if step < 10 else 'right <i>'}" + " and so on" * 9 * number
+        rewards = {"detector": 1.0, "strict": None if number else 0.25}
+        samples.append({"prompt": prompt, "family": family, "cot": cot, "rewards": rewards, "png": name})
+    text = json.dumps({"step": step, "split": split, "samples": samples})
+    write_atomically(folder.samples / f"{split}-{step:06d}.json", text)
+
+
+def text_of(html: str) -> str:
+    """What a reader sees, on one line."""
+    body = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+def cards(html: str) -> dict[str, str]:
+    """Charts by title."""
+    found = re.findall(r'<div class="card">\s*<h3>([^<]*?) <small class="note">(.*?)</ul>', html, flags=re.S)
+    return dict(found)
+
+
+def test_one_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    write_environment(folder)
+    html = write_report(folder).read_text()
+    text = text_of(html)
+    assert "BiCoT-GRPO, finished" in text and "0.400 → 0.800 held-out test, strict" in text
+    charts = cards(html)
+    assert set(charts) >= {"Reward", "KL to the reference", "Held-out dev"} and "Gradient norm" not in charts
+    assert "nan" not in charts["KL to the reference"]
+    assert charts["detector"].count("thick") == 4  # two task types, each with its line and its entry in the legend
+    assert text.count("step 10") >= 2 and "red circle right &lt;i&gt;" in text and "a red &lt;b&gt;" in text
+    assert "<ins>right &lt;i&gt;</ins>" in html and "<del>left</del> <ins>right" in html
+    assert "3 → 4 words" in text and "CoTs step 0 red circle left and so on" in text and "strict missing" in text
+    assert "2.00 s a step" in text and "wait for rollout 0.500 25.0 %" in text and "image 0.700" in text
+    assert "Outside the steps, a run spent 30 s" in text
+    assert environment_facts()["packages"]["torch"] in text and "instruction:" in text
+    assert "Runs" not in re.findall(r"<h2[^>]*>(.*?)</h2>", html)
+    assert len(html) < 200_000
+
+
+def test_older_and_unfinished_runs(tmp_path: Path) -> None:
+    """What is missing is left out: new metrics, the summary, environment, pictures; and a torn last line."""
+    folder = make_run(tmp_path / "half", steps=12, rich=False)
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 13, "reward/detector": 0.')
+    next(folder.samples.glob("dev-000005-0.png")).unlink()
+    text = text_of(write_report(folder).read_text())
+    assert "unfinished, step 12 of 20" in text and "Held-out dev prompts" in text and "step 0 → 10" in text
+    assert "no picture" in text
+    for absent in ("Reward by task type", "Environment", "stage of a rollout", "Outside the steps"):
+        assert absent not in text
+
+    bare = make_run(tmp_path / "bare", 0, "held_out=null", steps=0)
+    bare.held_out.unlink()
+    shutil.rmtree(bare.samples)
+    text = text_of(write_report(bare).read_text())
+    assert "No step has been taken yet" in text and "Held-out" not in text and "Fixed prompts" not in text
+
+
+def test_seeds_are_overlaid(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"seed{seed}", seed) for seed in range(3)]
+    out = write_comparison(folders)
+    assert out == tmp_path / "report-seed0-seed1-seed2.html"
+    html = out.read_text()
+    text = text_of(html)
+    assert "3 runs of one config" in text and "What differs" not in text
+    reward = cards(html)["Reward"]
+    assert reward.count('class="thin') == 3 and reward.count('class="thick c0" data-line') == 1
+    assert "mean of 3 runs 0, 1, 2 3 of 3 finished 20" in text
+    assert "0.500 0.400..0.600" in text and "+0.400" in text and "33.0 32.0..34.0" in text
+
+
+def test_different_configs_side_by_side(tmp_path: Path) -> None:
+    slow = [make_run(tmp_path / f"slow{seed}", seed, "metrics.port=null") for seed in range(2)]
+    fast = make_run(tmp_path / "fast", 0, "learner.optimizer.lr=1e-3", "rewards.services.0.weight=2", steps=9)
+    out = tmp_path / "new" / "page.html"
+    assert main(["report", str(slow[0].path), "--out", str(out), str(fast.path), str(slow[1].path)]) == 0
+    html = out.read_text()
+    text = text_of(html)
+    assert "3 runs of 2 configs" in text
+    assert "rewards.services.detector.weight 1.0 2.0 learner.optimizer.lr 0.00015 0.001 Held-out" in text
+    for key in ("seed", "folder", "metrics.port"):
+        assert f"<td>{key}</td>" not in html
+    detector = cards(html)["Reward"]
+    assert detector.count('class="thin') == 2 and "slow0 (2 runs)" in detector and "fast" in detector
+    assert "slow0 (2 runs), step 0 → 20" in text and "fast, step 0 → 5" in text  # dev: fast has one test score only
+    assert text.count("Resolved config") == 1 and html.count("<pre") == 2
+
+
+def test_what_cannot_be_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", steps=1)
+    assert main(["report", str(run.path), str(tmp_path / "none")]) == 1
+    assert "holds no run" in capsys.readouterr().err
+    with pytest.raises(RunError, match="given twice"):
+        write_comparison([run, run])
+    run.config.write_text("[1, 2")
+    with pytest.raises(RunError, match="cannot be read as YAML"):
+        write_report(run)
+
+
+def test_secrets_stay_at_home(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 0, "buffer.url=rediss://me:hush@host:6379/0",
+                   "rewards.services.0.options={api_key: hushhush, max_tokens: 7}", steps=1)  # fmt: skip
+    html = write_report(run).read_text()
+    assert "hush" not in html and "rediss://me:***@host:6379/0" in html and "max_tokens: 7" in html
+
+
+def test_large_pictures_become_small_and_few(tmp_path: Path) -> None:
+    """A long run of 384-pixel pictures: thumbnails, and some of the scorings only."""
+    run = make_run(tmp_path / "run", steps=60, of=60, side=384)
+    html = write_report(run).read_text()
+    assert html.count("data:image/webp") == 2 * 6 + 2 * 2 and "data:image/png" not in html
+    assert "step 0</b>" in html and "step 60</b>" in html
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name / "run", steps=1) for name in "ab"]
+    assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
+
+
+def test_phases_add_up_to_the_step(tmp_path: Path) -> None:
+    (group,) = group_runs(read_runs([make_run(tmp_path / "run")]))
+    found = timing(group)
+    assert found and {phase.name: round(phase.seconds, 6) for phase in found.phases} == {
+        "wait for rollout": 0.5, "train: backward": 1.0, "train: the rest": 0.2, "publish weights": 0.1,
+        "the rest of the step": 0.2,
+    }  # fmt: skip
+    assert sum(phase.share for phase in found.phases) == pytest.approx(1)
+
+
+def test_words_that_changed() -> None:
+    assert word_changes("a red cat left", "a blue cat") == [
+        ("same", "a"), ("old", "red"), ("new", "blue"), ("same", "cat"), ("old", "left"),
+    ]  # fmt: skip
+    assert word_changes("", "new") == [("new", "new")] and word_changes("same", "same") == [("same", "same")]
+
+
+def test_lines_of_a_chart() -> None:
+    """Smoothing is a mean by distance in x; a long line keeps its extremes; odd values do no harm."""
+    assert smooth([(0, 0.0), (1, 3.0), (2, math.nan), (9, 5.0)], 2) == [(0, 1.5), (1, 1.5), (9, 5.0)]
+    spiky = [(float(x), 100.0 if x == 1777 else 0.0) for x in range(5000)]
+    svg = Chart("spikes", [Line("one", spiky)]).svg()
+    points = re.search(r'<polyline points="([^"]+)"', svg)
+    assert points and len(points[1].split()) < 300 and " 108.8,0.0 " in points[1]
+    for odd in ([], [(1.0, math.inf)], [(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -1e-9), (2.0, 1e9)]):
+        assert Chart("odd", [Line("one", odd, [odd])]).svg().count("<svg") == 2
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with Chromium(tmp_path_factory.mktemp("profile")) as chromium:
+        yield chromium
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+def test_pages_in_a_browser(browser: Chromium, tmp_path: Path) -> None:
+    """Light and dark, wide and narrow: no complaint, no request, nothing wider than the window."""
+    runs = [make_run(tmp_path / f"{'long' * 9}{seed}", seed) for seed in range(2)]
+    runs.append(make_run(tmp_path / "other", 0, "learner.objective.beta=0", steps=9))
+    write_environment(runs[0])
+    for page in (write_report(runs[0]), write_comparison(runs)):
+        for width in (1280, 400):
+            visit = browser.visit(page, width, dark=width == 400)
+            assert visit.complaints == [] and visit.requests == []
+            assert visit.page_width <= visit.window_width == width
+            assert browser.value("[...document.images].every((one) => one.complete && one.naturalWidth)")
+    assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 29)"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+def test_a_chart_tells_values_under_the_pointer(browser: Chromium, tmp_path: Path) -> None:
+    browser.visit(write_report(make_run(tmp_path / "run", steps=10, of=10)), 1280)
+    card = "[...document.querySelectorAll('.card')].find((one) => one.textContent.includes('Reward'))"
+    before = browser.value(f"{card}.innerText")
+    browser.value(f"{card}.scrollIntoView()")
+    x, y = browser.value(f"(() => {{ const box = {card}.querySelector('svg').getBoundingClientRect();"
+                         "return [box.right - 12, box.top + 40]; })()")  # fmt: skip
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    told = browser.value(f"{card}.innerText")
+    assert "step 10" in told and "0.60" in told and "step 10" not in before
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=5)
+    assert browser.value(f"{card}.innerText") == before
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+def test_the_browser_sees_what_is_wrong(browser: Chromium, tmp_path: Path) -> None:
+    page = tmp_path / "wrong.html"
+    page.write_text("<img src='http://127.0.0.1:9/x.png'><div style='width: 900px'>.</div><script>lost()</script>")
+    visit = browser.visit(page, 400)
+    assert visit.requests == ["http://127.0.0.1:9/x.png"] and visit.page_width > visit.window_width
+    assert any("lost is not defined" in one for one in visit.complaints)
