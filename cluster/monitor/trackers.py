@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 
+from recipe.check import require_wandb
 from recipe.config import MetricsConfig, WandbConfig
-from recipe.errors import RunError
 from recipe.run_folder import RunFolder
 
 
@@ -83,15 +82,6 @@ class WeightsAndBiases:
     def close(self) -> None:
         """See `Tracker`."""
         self._run.finish()
-
-
-def require_wandb() -> None:
-    """
-    Raises:
-        RunError: W&B was asked for and is not installed.
-    """
-    if find_spec("wandb") is None:
-        raise RunError("metrics.wandb: W&B is not installed here: pip install wandb, or set metrics.wandb to null")
 
 
 def trackers(folder: RunFolder, config: MetricsConfig, run: str) -> list[Tracker]:

@@ -6,11 +6,7 @@ import os
 import secrets
 
 from recipe.config import RunConfig
-
-
-def cluster_address(config: RunConfig) -> str | None:
-    """The cluster that a run joins; None for a run that starts its own. `ray job submit` sets RAY_ADDRESS."""
-    return config.ray.address or os.environ.get("RAY_ADDRESS")
+from recipe.resources import cluster_address
 
 
 def prepare(config: RunConfig) -> None:

@@ -3,86 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import ray
 
-from actors.config import ImageConfig, SemanticConfig
-from cluster.pools.ray_environment import cluster_address
-from learner.config import LearnerConfig
 from recipe.config import RunConfig
 from recipe.errors import RunError
-from rewards.config import RewardConfig
+from recipe.resources import Resources, check_fits, cluster_address
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """CPU cores, GPUs and custom resources, as Ray counts them."""
-
-    cpus: float
-    gpus: float
-    custom: Mapping[str, float] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        custom = [f"{value:g} {name}" for name, value in self.custom.items()]
-        return ", ".join([f"{self.cpus:g} CPUs and {self.gpus:g} GPUs", *custom])
-
-    def kinds(self) -> dict[str, float]:
-        """Amount by name, as an error would call it."""
-        return {"CPUs": self.cpus, "GPUs": self.gpus, **self.custom}
-
-
-def needed(config: RunConfig) -> dict[str, Resources]:
-    """What each pool of a run reserves, all its replicas together."""
-    pools: dict[str, ImageConfig | SemanticConfig] = {"image": config.image}
-    if config.semantic.enabled:
-        pools["semantic"] = config.semantic
-    table = {name: _times(pool.replicas, pool) for name, pool in pools.items()}
-    table["learner"] = _times(config.learner.ranks, config.learner)
-    for service in config.rewards.services:
-        table[f"reward {service.name}"] = _times(service.replicas, service)
-    return table
-
-
-def _times(count: int, one: ImageConfig | SemanticConfig | LearnerConfig | RewardConfig) -> Resources:
-    custom = {name: count * amount for name, amount in one.resources.items()}
-    return Resources(count * one.cpus, count * one.gpus, custom)
-
-
-def check_fits(config: RunConfig, cluster: Resources) -> None:
-    """Refuse pools that are larger than the cluster.
-
-    Raises:
-        RunError: names both sums and the largest pool.
-    """
-    table = {name: pool.kinds() for name, pool in needed(config).items()}
-    has = cluster.kinds()
-    for kind in dict.fromkeys(kind for pool in table.values() for kind in pool):
-        share = {name: pool.get(kind, 0.0) for name, pool in table.items()}
-        total, largest = sum(share.values()), max(share, key=share.__getitem__)
-        if total > has.get(kind, 0.0) + 1e-6:
-            raise RunError(
-                f"the pools ask for {total:g} {kind} together and the cluster has {has.get(kind, 0.0):g}; the "
-                f"largest is {largest} with {share[largest]:g}: lower its replicas or its share, or use a larger "
-                "cluster"
-            )
-
-
-def local_resources(config: RunConfig) -> Resources | None:
-    """What a local cluster of this run would have; None when the run joins one that runs already."""
-    if cluster_address(config) is not None:
-        return None
-    gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])  # noqa: PTH208
-    return Resources(config.ray.cpus or os.cpu_count() or 1, gpus)
 
 
 class RaySession:
@@ -93,7 +26,7 @@ class RaySession:
 
     @classmethod
     def start(cls, config: RunConfig) -> Self:
-        """Join the cluster, or start one, and check that the pools fit; `environment.prepare` came first.
+        """Join the cluster, or start one, and check that the pools fit; `ray_environment.prepare` came first.
 
         Raises:
             RunError: no cluster at the address, or the pools are larger than the cluster.
@@ -122,9 +55,9 @@ class RaySession:
         logger.info("Ray: %s, %s", ray.get_runtime_context().gcs_address, total)
         return session
 
-    def nodes(self) -> int:
-        """Machines of the cluster that are up."""
-        return sum(node["Alive"] for node in ray.nodes())
+    def nodes(self) -> list[dict[str, Any]]:
+        """The machines of the cluster that are up, as `ray.nodes` has them; none without a connection."""
+        return [node for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
 
     def own_address(self) -> str:
         """The address under which the cluster's machines reach this one."""
@@ -132,9 +65,7 @@ class RaySession:
 
     def metrics_targets(self) -> list[str]:
         """ "host:port" of every live machine's page of Ray's own metrics."""
-        if not ray.is_initialized():
-            return []
-        nodes = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort")]
+        nodes = [node for node in self.nodes() if node.get("MetricsExportPort")]
         return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes)
 
     def close(self) -> None:

@@ -19,9 +19,9 @@ from deploy_files import DEPLOY, OVERLAYS, ROOT, Rendered, check, render, strict
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from cluster.pools.ray_session import Resources, check_fits, needed
 from recipe.config import RunConfig, load_config
 from recipe.errors import RunError
+from recipe.resources import Resources, check_fits, needed
 from transport.config import BufferConfig
 from transport.errors import RedisUnavailable
 

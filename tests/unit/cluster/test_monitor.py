@@ -25,11 +25,10 @@ from cluster.monitor.pictures import Look, look
 from cluster.monitor.rolled_group import RolledGroup
 from cluster.monitor.step_statistics import step_row
 from cluster.monitor.store import MetricError, MetricStore
-from cluster.monitor.trackers import require_wandb
 from deploy.grafana.build import BOARDS, FOLDER, rendered
 from deploy.grafana.panels import metric
 from policy.prompts import PromptRecord
-from recipe.check import check
+from recipe.check import check, require_wandb
 from recipe.config import load_config
 from transport.trajectory import ImageSegment, Member, TrajectoryGroup
 

@@ -89,7 +89,7 @@ def cards(html: str) -> dict[str, str]:
 
 def test_one_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "one")
-    write_environment(folder)
+    write_environment(folder, [])
     html = write_report(folder).read_text()
     text = text_of(html)
     assert "BiCoT-GRPO, finished" in text and "0.400 → 0.800 held-out test, strict" in text
@@ -226,7 +226,7 @@ def test_pages_in_a_browser(browser: Chromium, tmp_path: Path) -> None:
     """Light and dark, wide and narrow: no complaint, no request, nothing wider than the window."""
     runs = [make_run(tmp_path / f"{'long' * 9}{seed}", seed) for seed in range(2)]
     runs.append(make_run(tmp_path / "other", 0, "learner.objective.beta=0", steps=9))
-    write_environment(runs[0])
+    write_environment(runs[0], [])
     for page in (write_report(runs[0]), write_comparison(runs)):
         for width in (1280, 400):
             visit = browser.visit(page, width, dark=width == 400)

@@ -1,0 +1,79 @@
+"""What a run reserves, pool by pool, as Ray counts it, and whether a cluster has it. Needs no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from actors.config import ImageConfig, SemanticConfig
+from learner.config import LearnerConfig
+from recipe.config import RunConfig
+from recipe.errors import RunError
+from rewards.config import RewardConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """CPU cores, GPUs and custom resources, as Ray counts them."""
+
+    cpus: float
+    gpus: float
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        custom = [f"{value:g} {name}" for name, value in self.custom.items()]
+        return ", ".join([f"{self.cpus:g} CPUs and {self.gpus:g} GPUs", *custom])
+
+    def kinds(self) -> dict[str, float]:
+        """Amount by name, as an error would call it."""
+        return {"CPUs": self.cpus, "GPUs": self.gpus, **self.custom}
+
+
+def needed(config: RunConfig) -> dict[str, Resources]:
+    """What each pool of a run reserves, all its replicas together."""
+    pools: dict[str, ImageConfig | SemanticConfig] = {"image": config.image}
+    if config.semantic.enabled:
+        pools["semantic"] = config.semantic
+    table = {name: _times(pool.replicas, pool) for name, pool in pools.items()}
+    table["learner"] = _times(config.learner.ranks, config.learner)
+    for service in config.rewards.services:
+        table[f"reward {service.name}"] = _times(service.replicas, service)
+    return table
+
+
+def _times(count: int, one: ImageConfig | SemanticConfig | LearnerConfig | RewardConfig) -> Resources:
+    custom = {name: count * amount for name, amount in one.resources.items()}
+    return Resources(count * one.cpus, count * one.gpus, custom)
+
+
+def check_fits(config: RunConfig, cluster: Resources) -> None:
+    """Refuse pools that are larger than the cluster.
+
+    Raises:
+        RunError: names both sums and the largest pool.
+    """
+    table = {name: pool.kinds() for name, pool in needed(config).items()}
+    has = cluster.kinds()
+    for kind in dict.fromkeys(kind for pool in table.values() for kind in pool):
+        share = {name: pool.get(kind, 0.0) for name, pool in table.items()}
+        total, largest = sum(share.values()), max(share, key=share.__getitem__)
+        if total > has.get(kind, 0.0) + 1e-6:
+            raise RunError(
+                f"the pools ask for {total:g} {kind} together and the cluster has {has.get(kind, 0.0):g}; the "
+                f"largest is {largest} with {share[largest]:g}: lower its replicas or its share, or use a larger "
+                "cluster"
+            )
+
+
+def local_resources(config: RunConfig) -> Resources | None:
+    """What a local cluster of this run would have; None when the run joins one that runs already."""
+    if cluster_address(config) is not None:
+        return None
+    gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])  # noqa: PTH208
+    return Resources(config.ray.cpus or os.cpu_count() or 1, gpus)
+
+
+def cluster_address(config: RunConfig) -> str | None:
+    """The cluster that a run joins; None for a run that starts its own. `ray job submit` sets RAY_ADDRESS."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
