@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks.loop import STEPS, WARM_UP, settings
 from cluster.console import RunDisplay
 from cluster.loop import Progress
+from cluster.pools.rollout_pools import RolloutPool
 from cluster.pools.worker import log_to
 from cluster.system import System
 from recipe.config import RunConfig
@@ -38,7 +39,7 @@ async def measure(config: RunConfig) -> dict[str, object]:
             if step > WARM_UP:
                 learning += row["seconds/train"]
             if step in (WARM_UP, WARM_UP + STEPS):
-                busy.append({name: await _busy(system, name) for name in system.pools})
+                busy.append({pool.name: await _busy(pool) for pool in system.pools.all})
 
         await system.run(Progress(), after_step)
     seconds = [after - before for before, after in zip(ended[WARM_UP - 1 :], ended[WARM_UP:], strict=False)]
@@ -47,10 +48,10 @@ async def measure(config: RunConfig) -> dict[str, object]:
     return {"seconds": seconds, "idle": idle}
 
 
-async def _busy(system: System, pool: str) -> float:
+async def _busy(pool: RolloutPool) -> float:
     """Seconds that the pool's engines have worked, a replica's share of them."""
-    told = await system.pools[pool].everywhere("metrics", work="metrics")
-    return float(sum(values["busy_s"] for values in told)) / len(told)
+    told = await pool.metrics()
+    return sum(values["busy_s"] for values in told.values()) / len(told)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ from actors.requests import ImageOutput, ImageRequest, SemanticOutput, SemanticR
 from cluster.monitor.pictures import look_at
 from cluster.monitor.rolled_group import RolledGroup
 from cluster.monitor.telemetry import Telemetry
-from cluster.pools.pool import Pool
+from cluster.pools.rollout_pools import RolloutPools
 from cluster.prompt_order import Visit
 from policy.pictures import to_png
 from policy.prompts import PromptRecord
 from policy.seeds import member_seed
+from recipe.config import RolloutConfig
 from recipe.errors import StageError
 from rewards.ensemble import EnsembleFailure, RewardClient, score_group
 from transport.trajectory import Member, TrajectoryGroup
@@ -26,18 +27,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The three stages of a rollout; groups pass through them side by side.
+    """The three stages of a rollout; groups pass through them side by side."""
 
-    `semantic` is None for runs that draw from the prompt alone.
-    """
-
-    semantic: Pool | None
-    image: Pool
+    pools: RolloutPools
     rewards: Sequence[RewardClient]
     telemetry: Telemetry
     seed: int
-    group_size: int
-    retries: int
+    config: RolloutConfig
 
     async def group(self, visit: Visit) -> RolledGroup:
         """Roll out one visit to a prompt.
@@ -45,8 +41,10 @@ class Rollout:
         Raises:
             StageError: a stage failed `retries` + 1 times.
         """
-        seeds = [member_seed(self.seed, visit.prompt.id, visit.visit, number) for number in range(self.group_size)]
-        for attempt in range(self.retries + 1):
+        seeds = [
+            member_seed(self.seed, visit.prompt.id, visit.visit, number) for number in range(self.config.group_size)
+        ]
+        for attempt in range(self.config.retries + 1):
             try:
                 seconds: dict[str, float] = {}
                 members, images = await self._stages(visit.prompt, seeds, visit.group_id, False, seconds)
@@ -55,7 +53,7 @@ class Rollout:
                 self.telemetry.count("bicot_groups_total")
                 return RolledGroup(group, looks, seconds)
             except StageError as error:
-                if attempt == self.retries:
+                if attempt == self.config.retries:
                     raise
                 logger.warning("group %s, try %d: %s\n%s", visit.group_id, attempt + 1, error, error.log_tail)
                 self.telemetry.count("bicot_group_retries_total")
@@ -72,9 +70,10 @@ class Rollout:
     ) -> tuple[tuple[Member, ...], list[ImageOutput]]:
         """Members and their pictures; `seconds` gets those of each stage that there is."""
         cots: Sequence[SemanticOutput | None] = [None] * len(seeds)
-        if self.semantic:
+        if self.pools.semantic:
             with self.telemetry.stage("semantic", seconds):
-                cots = await self._write(self.semantic, prompt, seeds, work)
+                requests = [SemanticRequest(prompt.prompt, seed) for seed in seeds]
+                cots = await self.pools.semantic.generate(requests, f"group {work}")
         with self.telemetry.stage("image", seconds):
             images = await self._draw(prompt, cots, seeds, work)
         with self.telemetry.stage("rewards", seconds):
@@ -92,17 +91,12 @@ class Rollout:
         )
         return members, images
 
-    async def _write(self, pool: Pool, prompt: PromptRecord, seeds: Sequence[int], work: str) -> list[SemanticOutput]:
-        requests = [SemanticRequest(prompt.prompt, seed) for seed in seeds]
-        cots: list[SemanticOutput] = await pool.call("generate", requests, work=f"group {work}")
-        return cots
-
     async def _draw(
         self, prompt: PromptRecord, cots: Sequence[SemanticOutput | None], seeds: Sequence[int], work: str
     ) -> list[ImageOutput]:
         texts = [cot.cot if cot else "" for cot in cots]
         requests = [ImageRequest(prompt.prompt, text, seed) for text, seed in zip(texts, seeds, strict=True)]
-        images: list[ImageOutput] = await self.image.call("sample", requests, work=f"group {work}")
+        images = await self.pools.image.sample(requests, f"group {work}")
         self.telemetry.count("bicot_pictures_total", len(images))
         return images
 

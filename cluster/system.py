@@ -14,11 +14,11 @@ from typing import Self
 
 from cluster.console import RunDisplay
 from cluster.loop import Progress, TrainingLoop
-from cluster.monitor.poller import Observer
+from cluster.monitor.poller import Poller
 from cluster.monitor.telemetry import Telemetry
 from cluster.pools.learner_ranks import LearnerRanks
-from cluster.pools.pool import Pool, PoolSpec
 from cluster.pools.ray_session import RaySession
+from cluster.pools.rollout_pools import RolloutPools
 from cluster.pools.weight_sync import WeightSync, weight_sync
 from cluster.prompt_order import PromptOrder
 from cluster.rollout import Rollout
@@ -44,12 +44,12 @@ class System:
     folder: RunFolder
     telemetry: Telemetry
     buffer: TrajectoryBuffer
-    pools: dict[str, Pool]
+    pools: RolloutPools
     ranks: LearnerRanks
+    weights: WeightSync
     rollout: Rollout
     order: PromptOrder
     splits: dict[str, HeldOut]
-    weights: WeightSync
     position: int = 0
 
     @classmethod
@@ -64,6 +64,7 @@ class System:
         name = run_name(folder)
         telemetry = Telemetry(folder, config, name)
         stack.callback(telemetry.close)
+
         display.phase("starting Redis and Ray")
         url = config.buffer.address() or _own_redis(folder, stack)
         buffer = TrajectoryBuffer(url, name, config.buffer.capacity, reconnect_s=config.buffer.reconnect_s)
@@ -71,45 +72,30 @@ class System:
         session = RaySession.start(config)
         stack.callback(session.close)
         write_environment(folder, session.nodes())
-        if config.buffer.url is None and len(session.nodes()) > 1:
-            raise RunError("buffer.url: a run on several machines needs the URL of a Redis that all of them reach")
-
         telemetry.discover(session.own_address, session.metrics_targets)
 
         display.phase("starting the pools: vLLM, image sampler, rewards, learner")
         ranks = LearnerRanks(config, folder, url, name)
-        stack.callback(ranks.close)
-        weights = weight_sync(config, ranks, session.own_address() if len(session.nodes()) > 1 else "127.0.0.1")
-        pools = {spec.name: Pool(spec, folder.logs, config.ray.restarts, weights.welcome) for spec in _specs(config)}
-        weights.pools = list(pools.values())
-        for pool in pools.values():
-            stack.callback(pool.close)
-        for pool in (ranks.pool, *pools.values()):
+        weights = weight_sync(config, ranks, session.meeting_address())
+        pools = RolloutPools(config, folder.logs, weights.on_start)
+        weights.pools = pools.all
+        for part in (ranks, pools):
+            stack.callback(part.close)
+        for pool in (ranks.pool, *pools.all):
             telemetry.watch(pool)
-        deadline_s = config.ray.start_deadline_s
-        actors = asyncio.gather(ranks.start(deadline_s), *(pool.start(deadline_s) for pool in pools.values()))
-        if any(service.gpus for service in config.rewards.services):
-            await actors  # a small reward that came first could take the GPU that a large actor needs whole
-        services, _ = await asyncio.gather(_reward_services(config, folder, name, stack), actors)
-        rollout = Rollout(
-            semantic=pools.get("semantic"),
-            image=pools["image"],
-            rewards=services.clients,
-            telemetry=telemetry,
-            seed=config.seed,
-            group_size=config.rollout.group_size,
-            retries=config.rollout.retries,
-        )
+        rewards = await _start_processes(config, folder, name, ranks, pools, stack)
+
+        rollout = Rollout(pools, rewards.clients, telemetry, config.seed, config.rollout)
         prompts = load_prompts(config.prompts.train, config.prompts.exclude)
         order = PromptOrder(prompts, config.seed, config.prompts.shuffle)
-        system = cls(config, folder, telemetry, buffer, pools, ranks, rollout, order, _splits(config), weights)
+        system = cls(config, folder, telemetry, buffer, pools, ranks, weights, rollout, order, _splits(config))
         if resume:
             await system._restore()
         await system.publish(system.position)
         telemetry.ready(system.position)
-        observer = Observer(telemetry, pools, buffer, services.clients)
-        await observer.observe()
-        stack.push_async_callback(_ended, asyncio.create_task(observer.forever(), name="observer"))
+        poller = Poller(telemetry, pools.all, buffer, rewards.clients)
+        await poller.poll()
+        stack.push_async_callback(_ended, asyncio.create_task(poller.forever(), name="poller"))
         return system
 
     async def run(self, progress: Progress, after_step: Callable[[int, dict[str, float]], Awaitable[None]]) -> None:
@@ -174,24 +160,17 @@ def _own_redis(folder: RunFolder, stack: contextlib.AsyncExitStack) -> str:
     return server.url
 
 
-def _specs(config: RunConfig) -> list[PoolSpec]:
-    """The rollout pools that a run has."""
-    semantic, image = config.semantic, config.image
-    specs = [
-        PoolSpec(
-            "image", "actors.image_actor:ImageActor", {"policy": config.policy, "image": image},
-            image.replicas, image.cpus, image.gpus, image.threads, image.deadline_s, resources=image.resources,
-        )
-    ]  # fmt: skip
-    if semantic.enabled:
-        specs.append(
-            PoolSpec(
-                "semantic", "actors.semantic_actor:SemanticActor", {"policy": config.policy, "semantic": semantic},
-                semantic.replicas, semantic.cpus, semantic.gpus, semantic.threads, semantic.deadline_s,
-                resources=semantic.resources,
-            )
-        )  # fmt: skip
-    return specs
+async def _start_processes(
+    config: RunConfig, folder: RunFolder, name: str, ranks: LearnerRanks, pools: RolloutPools,
+    stack: contextlib.AsyncExitStack,
+) -> RewardServices:  # fmt: skip
+    """Start learner, pools and rewards side by side."""
+    deadline_s = config.ray.start_deadline_s
+    actors = asyncio.gather(ranks.start(deadline_s), pools.start(deadline_s))
+    if any(service.gpus for service in config.rewards.services):
+        await actors  # a small reward that came first could take the GPU that a large actor needs whole
+    services, _ = await asyncio.gather(_reward_services(config, folder, name, stack), actors)
+    return services
 
 
 async def _reward_services(

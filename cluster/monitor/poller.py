@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from cluster.monitor.store import MetricError
 from cluster.monitor.telemetry import Telemetry
-from cluster.pools.pool import Pool
+from cluster.pools.rollout_pools import RolloutPool
 from recipe.errors import StageError
 from rewards.client import ServiceClient
 from transport.buffer import TrajectoryBuffer
@@ -21,34 +21,33 @@ EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Observer:
+class Poller:
     """Shows what other processes say of themselves."""
 
     telemetry: Telemetry
-    pools: Mapping[str, Pool]
+    pools: Sequence[RolloutPool]
     buffer: TrajectoryBuffer
     rewards: Sequence[ServiceClient]
 
     async def forever(self) -> None:
-        """Observe until cancelled. What cannot be asked is logged; the loop, which needs it, is who ends a run."""
+        """Poll until cancelled. What cannot be asked is logged; the loop, which needs it, is who ends a run."""
         while True:
             await asyncio.sleep(EVERY_S)
             try:
-                await self.observe()
+                await self.poll()
             except (StageError, TransportError, MetricError) as error:
-                logger.warning("not observed: %s", error)
+                logger.warning("not asked: %s", error)
 
-    async def observe(self) -> None:
+    async def poll(self) -> None:
         """Ask everything once.
 
         Raises:
             StageError: a pool cannot be mended.
             TransportError: Redis does not answer.
         """
-        for pool in self.pools.values():
-            told = await pool.everywhere("metrics", work="metrics")
-            for replica, values in zip(pool.replicas, told, strict=True):
-                self.telemetry.replica(pool.name, replica.name, values)
+        for pool in self.pools:
+            for replica, values in (await pool.metrics()).items():
+                self.telemetry.replica(pool.name, replica, values)
         self.telemetry.buffer(asdict(await asyncio.to_thread(self.buffer.stats)))
         await asyncio.gather(*(self._reward(client) for client in self.rewards))
         await asyncio.to_thread(self.telemetry.write_targets)
@@ -57,7 +56,7 @@ class Observer:
         try:
             stats = [asdict(one) for one in await client.stats()]
         except Exception as error:  # whatever Serve raises while it replaces a replica
-            logger.warning("reward %r not observed: %s: %s", client.name, type(error).__name__, error)
+            logger.warning("reward %r not asked: %s: %s", client.name, type(error).__name__, error)
             return
         sums = {name: sum(one[name] for one in stats) for name in stats[0]} if stats else {}
         self.telemetry.reward_service(client.name, {"replicas": len(stats), **sums})

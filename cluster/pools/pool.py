@@ -75,9 +75,10 @@ class ReplicaLost(StageError):
 
 
 class Pool:
-    """Replicas of one actor class.
+    """Replicas of one actor class, whose methods are called by name.
 
-    `welcome` is awaited with each new replica before it takes work, e.g. to hand it the newest weights.
+    Callers use a facade with the methods' types: `rollout_pools` and `learner_ranks`. `on_start` is awaited with each
+    new replica before it takes work, e.g. to hand it the newest weights.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class Pool:
         spec: PoolSpec,
         logs: Path,
         restarts: int,
-        welcome: Callable[[Pool, Replica], Awaitable[None]] | None = None,
+        on_start: Callable[[Replica], Awaitable[None]] | None = None,
     ) -> None:
         self.spec = spec
         self.restarts = 0
         self.replicas: list[Replica] = []
         self._logs = logs
         self._allowed = restarts
-        self._welcome = welcome
+        self._on_start = on_start
         self._replacing: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -194,8 +195,8 @@ class Pool:
 
     async def _ready(self, replica: Replica, deadline_s: float) -> None:
         await self._await(replica, replica.actor.pid.remote(), "start-up", deadline_s)
-        if self._welcome:
-            await self._welcome(self, replica)
+        if self._on_start:
+            await self._on_start(replica)
 
     async def _ask(self, replica: Replica, method: str, args: tuple[Any, ...], work: str, deadline_s: float) -> Any:
         replica.enter()

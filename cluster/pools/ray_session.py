@@ -29,7 +29,8 @@ class RaySession:
         """Join the cluster, or start one, and check that the pools fit; `ray_environment.prepare` came first.
 
         Raises:
-            RunError: no cluster at the address, or the pools are larger than the cluster.
+            RunError: no cluster at the address, the pools are larger than the cluster, or it has several machines and
+                the run no Redis that all of them reach.
         """
         address = cluster_address(config)
         temporary = None if address else tempfile.mkdtemp(prefix="bicot-")
@@ -47,6 +48,8 @@ class RaySession:
         session = cls(temporary)
         try:
             total = ray.cluster_resources()
+            if config.buffer.url is None and len(session.nodes()) > 1:
+                raise RunError("buffer.url: a run on several machines needs the URL of a Redis that all reach")
             if not config.ray.autoscaling:
                 check_fits(config, Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), total))
         except RunError:
@@ -62,6 +65,10 @@ class RaySession:
     def own_address(self) -> str:
         """The address under which the cluster's machines reach this one."""
         return str(ray.util.get_node_ip_address())
+
+    def meeting_address(self) -> str:
+        """Where processes of the run reach this one: loopback, unless some may be on other machines."""
+        return self.own_address() if len(self.nodes()) > 1 else "127.0.0.1"
 
     def metrics_targets(self) -> list[str]:
         """ "host:port" of every live machine's page of Ray's own metrics."""

@@ -1,6 +1,6 @@
 """New weights for every actor: through the object store, or by one broadcast to all of them.
 
-`publish` is the sync after a step; `welcome` gives a replica that takes a dead one's place what the others have.
+`publish` is the sync after a step; `on_start` gives a replica that takes a dead one's place what the others have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Sequence
 
 from cluster.pools.learner_ranks import LearnerRanks
-from cluster.pools.pool import Pool, Replica, ReplicaLost
+from cluster.pools.pool import Replica, ReplicaLost
+from cluster.pools.rollout_pools import RolloutPool
 from recipe.config import RunConfig
 from recipe.errors import StageError
 from transport.weights.broadcast import Backend, BroadcastHost, Seat
@@ -24,13 +25,15 @@ DEADLINE_SHARE = 0.45
 """Of the shortest deadline of a call: for the members to meet, and again for the transfer, so that what goes wrong in
 either is told by name before a pool takes its replica for stuck."""
 
+Receiver = tuple[RolloutPool, Replica]
+
 
 class WeightSync(ABC):
     """Gives the learner's weights to `pools`."""
 
     def __init__(self, ranks: LearnerRanks) -> None:
         self.ranks = ranks
-        self.pools: Sequence[Pool] = ()
+        self.pools: Sequence[RolloutPool] = ()
 
     @abstractmethod
     async def publish(self, version: int) -> tuple[int, float]:
@@ -43,7 +46,7 @@ class WeightSync(ABC):
         """
 
     @abstractmethod
-    async def welcome(self, pool: Pool, replica: Replica) -> None:
+    async def on_start(self, pool: RolloutPool, replica: Replica) -> None:
         """Give a replica the newest weights before it takes work; none while the run starts."""
 
 
@@ -56,7 +59,6 @@ def weight_sync(config: RunConfig, ranks: LearnerRanks, host: str) -> WeightSync
         ranks,
         BroadcastHost(host),
         "nccl" if config.learner.gpus else "gloo",
-        {"semantic": config.semantic.tensor_parallel},
         DEADLINE_SHARE * shortest,
     )
 
@@ -71,31 +73,26 @@ class ObjectStoreSync(WeightSync):
         start = time.monotonic()
         published = self._newest = await self.ranks.publish(version)
         published_s = time.monotonic() - start
-        work = f"weights {version}"
-        await asyncio.gather(*(pool.everywhere("apply_weights", published, work=work) for pool in self.pools))
+        await asyncio.gather(*(pool.apply_weights(published) for pool in self.pools))
         return published.bytes, published_s
 
-    async def welcome(self, pool: Pool, replica: Replica) -> None:
+    async def on_start(self, pool: RolloutPool, replica: Replica) -> None:
         """See `WeightSync`."""
         if self._newest:
-            await pool.tell(replica, "apply_weights", self._newest, work=f"weights {self._newest.version}")
+            await pool.start_with_weights(replica, self._newest)
 
 
 class BroadcastSync(WeightSync):
-    """One broadcast from rank 0 of the learner to every replica, each with as many members as it has `workers`.
+    """One broadcast from rank 0 of the learner to every replica, each with as many `members` as its pool says.
 
     The group is formed anew when a replica was replaced. Those that a broadcast does not reach, because one of the
     group died, get the same version through the object store; and so does a newcomer.
     """
 
-    def __init__(
-        self, ranks: LearnerRanks, host: BroadcastHost, backend: Backend, workers: dict[str, int], deadline_s: float
-    ) -> None:
-        """`workers` are the processes of a replica by pool, where it has more than one."""
+    def __init__(self, ranks: LearnerRanks, host: BroadcastHost, backend: Backend, deadline_s: float) -> None:
         super().__init__(ranks)
         self._host = host
         self._backend: Backend = backend
-        self._workers = workers
         self._deadline_s = deadline_s
         self._members: list[Replica] = []
         self._seats: list[Seat] = []
@@ -109,10 +106,10 @@ class BroadcastSync(WeightSync):
         manifest = await self.ranks.announce(version)
         announced_s = time.monotonic() - start
         self._form(receivers)
-        seats, work = self._seats, f"weights {version}"
+        seats = self._seats
         sending = self._or_stop(version, self.ranks.broadcast(manifest, seats[0], self._deadline_s))
         receiving = [
-            self._or_stop(version, pool.tell(replica, "receive_weights", manifest, seat, self._deadline_s, work=work))
+            self._or_stop(version, pool.receive_weights(replica, manifest, seat, self._deadline_s))
             for (pool, replica), seat in zip(receivers, seats[1:], strict=True)
         ]
         not_sent, *not_received = await asyncio.gather(sending, *receiving)
@@ -125,13 +122,13 @@ class BroadcastSync(WeightSync):
             self._host.forget(version)
         return sum(manifest.bucket_bytes), announced_s
 
-    async def welcome(self, pool: Pool, replica: Replica) -> None:
+    async def on_start(self, pool: RolloutPool, replica: Replica) -> None:
         """See `WeightSync`."""
         if self._began:
             published = await self.ranks.publish_present()
-            await pool.tell(replica, "apply_weights", published, work=f"weights {published.version}")
+            await pool.start_with_weights(replica, published)
 
-    def _form(self, receivers: Sequence[tuple[Pool, Replica]]) -> None:
+    def _form(self, receivers: Sequence[Receiver]) -> None:
         """Give every member its seat in a new group, unless they are the same as before."""
         members = [replica for _, replica in receivers]
         if members == self._members:
@@ -139,8 +136,7 @@ class BroadcastSync(WeightSync):
         names, first = [self.ranks.pool.replicas[0].name], [0]
         for pool, replica in receivers:
             first.append(len(names))
-            workers = range(1, self._workers.get(pool.name, 1))
-            names += [replica.name, *(f"{replica.name} worker {number}" for number in workers)]
+            names += [replica.name, *(f"{replica.name} worker {number}" for number in range(1, pool.members))]
         seats = self._host.seats(names, self._backend)
         self._members, self._seats = members, [seats[rank] for rank in first]
 
@@ -153,16 +149,15 @@ class BroadcastSync(WeightSync):
             return error
         return None
 
-    async def _mend(self, outcomes: Iterable[tuple[tuple[Pool, Replica], StageError | None]], version: int) -> None:
+    async def _mend(self, outcomes: Iterable[tuple[Receiver, StageError | None]], version: int) -> None:
         """Bring those that the broadcast did not reach to the same version."""
         published = await self.ranks.publish_present()
 
-        async def mend(pool: Pool, replica: Replica, error: StageError) -> None:
+        async def mend(pool: RolloutPool, replica: Replica, error: StageError) -> None:
             if isinstance(error, ReplicaLost):
-                await pool.replace(replica, error)  # which welcomes the new one
+                await pool.replace(replica, error)  # which calls `on_start` with the new one
             elif replica in pool.replicas:
-                number = pool.replicas.index(replica)
-                await pool.at(number, "apply_weights", published, work=f"weights {version}")
+                await pool.apply_weights_to(replica, published)
 
         await asyncio.gather(*(mend(pool, replica, error) for (pool, replica), error in outcomes if error))
         for pool in self.pools:

@@ -29,24 +29,24 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 async def started(logs: Path, replicas: int = 1, restarts: int = 2, deadline_s: float = 60) -> tuple[Pool, list[str]]:
-    welcomed: list[str] = []
+    greeted: list[str] = []
 
-    async def welcome(pool: Pool, replica: Replica) -> None:
-        await pool.tell(replica, "add", 0, work="welcome")
-        welcomed.append(replica.name)
+    async def on_start(replica: Replica) -> None:
+        await pool.tell(replica, "add", 0, work="start")
+        greeted.append(replica.name)
 
     spec = PoolSpec("echo", "pool_target:Target", {"base": 40}, replicas, 0.1, 0, 1, deadline_s)
-    pool = Pool(spec, logs, restarts, welcome)
+    pool = Pool(spec, logs, restarts, on_start)
     await pool.start(120)
-    return pool, welcomed
+    return pool, greeted
 
 
 def test_calls_spread_over_replicas_and_errors_name_the_stage(tmp_path: Path) -> None:
     async def main() -> None:
-        pool, welcomed = await started(tmp_path, replicas=2)
+        pool, greeted = await started(tmp_path, replicas=2)
         answers = await asyncio.gather(*(pool.call("add", 2, work="sum") for _ in range(8)))
         assert {value for value, _ in answers} == {42} and len({pid for _, pid in answers}) == 2
-        assert sorted(welcomed) == ["echo-0", "echo-1"]
+        assert sorted(greeted) == ["echo-0", "echo-1"]
         assert len(await pool.everywhere("add", 1, work="sum")) == 2
         with pytest.raises(StageError, match=r"echo: sum failed .* raised ValueError: no such thing"):
             await pool.call("fail", work="sum")
@@ -69,9 +69,9 @@ def test_a_pool_reserves_custom_resources(tmp_path: Path) -> None:
 
 def test_a_dead_replica_is_replaced_and_its_call_repeated(tmp_path: Path) -> None:
     async def main() -> None:
-        pool, welcomed = await started(tmp_path)
+        pool, greeted = await started(tmp_path)
         assert await pool.call("die", str(tmp_path / "mark"), work="work") == "alive"
-        assert pool.restarts == 1 and welcomed == ["echo-0", "echo-0"]
+        assert pool.restarts == 1 and greeted == ["echo-0", "echo-0"]
         assert "last words" in (tmp_path / "echo-0.log").read_text()
         pool.close()
 
