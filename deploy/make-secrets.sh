@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes random secrets for compose.yaml (deploy/.env) and for KubeRay (deploy/kuberay/base/secrets.env), unless there
+# Writes random secrets for compose.yaml (deploy/.env) and for KubeRay (deploy/kuberay/base/from-make-secrets.sh.env), unless there
 # are some. Neither file goes into git or into a job's upload.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -16,9 +16,9 @@ else
   echo "wrote deploy/.env"
 fi
 
-if [ -e kuberay/base/secrets.env ]; then
-  echo "deploy/kuberay/base/secrets.env is there already"
+if [ -e kuberay/base/from-make-secrets.sh.env ]; then
+  echo "deploy/kuberay/base/from-make-secrets.sh.env is there already"
 else
-  printf 'auth_token=%s\nredis_password=%s\n' "$(random)" "$(random)" >kuberay/base/secrets.env
-  echo "wrote deploy/kuberay/base/secrets.env"
+  printf 'auth_token=%s\nredis_password=%s\n' "$(random)" "$(random)" >kuberay/base/from-make-secrets.sh.env
+  echo "wrote deploy/kuberay/base/from-make-secrets.sh.env"
 fi

