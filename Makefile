@@ -1,10 +1,11 @@
-# Needs Python 3.11 or later, git and make; everything else is installed into .venv.
+# Needs Linux on x86-64, Python 3.11 or later, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint warm-start metrics panels requirements clean
+.PHONY: help setup demo test lint types hooks warm-start metrics panels requirements clean
 
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 BIN := .venv/bin
+ROOMS := policy transport actors learner rewards shapes recipe report serving evaluation cluster deploy benchmarks
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 
@@ -20,6 +21,7 @@ help:
 	@echo "make demo        set up, then train the laptop-sized run (about ten minutes on two cores)"
 	@echo "make test        set up, then lint, types, import contracts and all tests"
 	@echo "make setup       install the pinned CPU environment into .venv"
+	@echo "make hooks       run the linters before every commit (pre-commit)"
 	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
 	@echo "make metrics     make docs/metrics.md and the Grafana dashboards again"
 	@echo "make panels      make docs/panels again, from a small run that a Prometheus watches (a few minutes)"
@@ -28,6 +30,9 @@ help:
 setup: .venv/.installed
 
 .venv/.installed: requirements/cpu.txt pyproject.toml
+	@test "$$(uname -s) $$(uname -m)" = "Linux x86_64" || { echo "bicot needs Linux on x86-64, for which vLLM is \
+	built; this is $$(uname -s) on $$(uname -m). On Windows use WSL 2; elsewhere a container of deploy/docker on an x86-64 \
+	machine."; exit 1; }
 	@test -n "$(PYTHON)" || { echo "bicot needs Python 3.11 or later with venv, as python3 or python3.11"; exit 1; }
 	@echo "Installing the pinned environment into .venv ..."
 	@test -x $(UV) || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --quiet uv==$(UV_VERSION); }
@@ -43,8 +48,14 @@ test: setup lint
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy policy transport actors learner rewards shapes recipe report serving evaluation cluster deploy benchmarks
-	@$(BIN)/lint-imports
+	@$(BIN)/mypy $(ROOMS)
+	@$(BIN)/lint-imports --no-logo
+
+types: setup
+	@$(BIN)/mypy $(ROOMS)
+
+hooks: setup
+	@$(BIN)/pre-commit install
 
 warm-start: setup
 	@$(BIN)/python -m shapes.warm_start --out shapes/checkpoint
