@@ -30,8 +30,8 @@ class Learners(Protocol):
     async def publish(self, version: int) -> float:
         """Hand the weights to every actor as `version`; seconds that it took."""
 
-    async def save(self, step: int, admitted: int) -> None:
-        """Checkpoint weights, optimizer, random state and the position in prompt order and buffer together."""
+    async def save(self, step: int) -> None:
+        """Checkpoint weights, optimizer, random state and the step together."""
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ class TrainingLoop:
                     self.rollout.telemetry.groups(rolled)
                     await self.after_step(progress.step, row)
                     if self._is_checkpoint(progress):
-                        await self.learners.save(progress.step, progress.admitted)
+                        await self.learners.save(progress.step)
                 if progress.stop:
                     raise _Stopped
         except BaseExceptionGroup as group:

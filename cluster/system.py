@@ -91,6 +91,8 @@ class System:
         system = cls(config, folder, telemetry, buffer, pools, ranks, weights, rollout, order, _splits(config))
         if resume:
             await system._restore()
+        else:
+            buffer.rewind([])  # in a Redis of the user's, an earlier run of this folder may have left its ids
         await system.publish(system.position)
         telemetry.ready(system.position)
         poller = Poller(telemetry, pools.all, buffer, rewards.clients)
@@ -114,10 +116,10 @@ class System:
         self.telemetry.published(version, size, published_s, seconds - published_s)
         return seconds
 
-    async def save(self, step: int, admitted: int) -> None:
-        """Checkpoint the learner with the position in prompt order and buffer."""
+    async def save(self, step: int) -> None:
+        """Checkpoint the learner."""
         start = time.monotonic()
-        await self.ranks.save(step, {"step": step, "admitted": admitted, "seed": self.config.seed})
+        await self.ranks.save(step)
         self.telemetry.checkpoint(step, time.time(), time.monotonic() - start)
 
     async def score(self, split: str, step: int) -> HeldOutScores:
@@ -128,15 +130,10 @@ class System:
 
     async def _restore(self) -> None:
         """Go back to the newest checkpoint, with all that came after it undone; to the start where there is none."""
-        state = await self.ranks.restore()
-        self.position = int(state["step"]) if state else 0
+        self.position = await self.ranks.restore()
         trained = self.position * self.config.rollout.groups_per_step
-        done = self.buffer.reconcile(
-            trained=[self.order[index].group_id for index in range(trained)],
-            in_flight=[],
-            weight_version=self.position,
-        )
-        logger.info("resumed at step %d; %d groups of the buffer are drawn again", self.position, len(done.dropped))
+        dropped = self.buffer.rewind(self.order[index].group_id for index in range(trained))
+        logger.info("resumed at step %d; %d groups of the buffer are drawn again", self.position, dropped)
         self.folder.rewind(self.position)
 
 

@@ -15,13 +15,12 @@ from learner.config import ObjectiveConfig
 class GroupAdvantages:
     """What a group's rewards say about its G members.
 
-    `advantages` [G] float32, 0 where masked; `mask` [G] bool, True for members that train; `totals` [G] float32, the
-    combined reward, NaN where masked. `dropped` names the weighted rewards that no member has.
+    `advantages` [G] float32, 0 where masked; `mask` [G] bool, True for members that train. `dropped` names
+    the weighted rewards that no member has.
     """
 
     advantages: torch.Tensor
     mask: torch.Tensor
-    totals: torch.Tensor
     dropped: tuple[str, ...]
 
     @property
@@ -56,18 +55,16 @@ def group_advantages(
     mask = ~values[:, known].isnan().any(dim=1) & bool(known.any())
     if mask.sum() < 2:
         mask = torch.zeros_like(mask)
-        return GroupAdvantages(torch.zeros(len(rewards)), mask, torch.full((len(rewards),), math.nan), dropped)
+        return GroupAdvantages(torch.zeros(len(rewards)), mask, dropped)
 
     scale = weight.abs().sum() / weight[known].abs().sum()
     scored, weight = values[mask][:, known], weight[known] * scale
-    total = scored @ weight
     if config.normalise == "sum_then_normalise":
-        advantage = _normalise(total[:, None], config)[:, 0]
+        advantage = _normalise((scored @ weight)[:, None], config)[:, 0]
     else:
         advantage = _normalise(scored, config) @ weight
     advantages = torch.zeros(len(rewards)).masked_scatter(mask, advantage.float())
-    totals = torch.full((len(rewards),), math.nan).masked_scatter(mask, total.float())
-    return GroupAdvantages(advantages, mask, totals, dropped)
+    return GroupAdvantages(advantages, mask, dropped)
 
 
 def _value(reward: float | None) -> float:

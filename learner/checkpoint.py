@@ -1,9 +1,8 @@
-"""Checkpoints of a run: weights, optimizer, schedule, random states and the run's own state, together or not at all.
+"""Checkpoints of a run: step, weights, optimizer, schedule and random states, together or not at all.
 
     checkpoints/
-        latest                  the newest complete folder's name, for people; written last
         step-000040/
-            state.json          format, step, ranks, trained tensors, the run's state, every file with its size
+            state.json          format, step, ranks, trained tensors, every file with its size
             engine/...          what DeepSpeed saves; without frozen weights, which come from the policy's folder
             random-00000.pt     random states of rank 0; one a rank
         step-000060.tmp/        a save that was cut short; ignored, and removed by the next save
@@ -36,11 +35,8 @@ FORMAT = 1
 _ENGINE = "engine"
 
 
-def save(engine: LearnerEngine, folder: str | Path, run_state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of `engine.steps`; a collective. The newest `keep` complete ones stay.
-
-    `run_state` is JSON, and comes back from `load` as it is.
-    """
+def save(engine: LearnerEngine, folder: str | Path, keep: int) -> Path:
+    """Write the checkpoint of `engine.steps`; a collective. The newest `keep` complete ones stay."""
     folder = Path(folder)
     final = folder / f"step-{engine.steps:06d}"
     draft = final.with_suffix(".tmp")
@@ -58,7 +54,6 @@ def save(engine: LearnerEngine, folder: str | Path, run_state: dict[str, Any], k
             "format": FORMAT,
             "step": engine.steps,
             **_layout(engine),
-            "run_state": run_state,
             "files": files,
         }
         (draft / "state.json").write_text(json.dumps(state, indent=1))
@@ -67,7 +62,7 @@ def save(engine: LearnerEngine, folder: str | Path, run_state: dict[str, Any], k
             final.rename(old := final.with_suffix(".old.tmp"))
             shutil.rmtree(old)
         draft.rename(final)
-        _write_atomically(folder / "latest", final.name)
+        _sync([folder])
         for path in complete(folder)[keep:]:
             shutil.rmtree(path)
     dist.barrier()
@@ -114,8 +109,8 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load(engine: LearnerEngine, path: str | Path) -> dict[str, Any]:
-    """Put `engine` where it was when `path` was saved; returns the `run_state` of then. A collective.
+def load(engine: LearnerEngine, path: str | Path) -> None:
+    """Put `engine` where it was when `path` was saved; a collective.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the checkpoint is of another policy, number of ranks or
@@ -132,8 +127,6 @@ def load(engine: LearnerEngine, path: str | Path) -> dict[str, Any]:
     if loaded is None:
         raise CheckpointError(f"checkpoint {path / _ENGINE} holds nothing that DeepSpeed can load")
     _set_random_states(torch.load(path / f"random-{engine.rank:05d}.pt", weights_only=True))
-    run_state: dict[str, Any] = state["run_state"]
-    return run_state
 
 
 def _check_bytes(engine: LearnerEngine, files: list[Path]) -> None:
@@ -184,14 +177,6 @@ def _is_damaged(file: Path) -> bool:
             return archive.testzip() is not None
     except (zipfile.BadZipFile, OSError):
         return True
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    draft = file.with_suffix(".tmp")
-    draft.write_text(text)
-    _sync([draft])
-    draft.replace(file)
-    _sync([file.parent])
 
 
 def _sync(paths: Iterable[Path]) -> None:

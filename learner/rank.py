@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.distributed import DistError
@@ -39,7 +38,7 @@ class LearnerRank:
         rank 0: address() -> endpoint               all: setup(endpoint)
         rank 0: claim(groups) -> entry ids          all: train(entry ids)         rank 0: acknowledge(entry ids)
         all: publish(version); or rank 0: announce(version) -> manifest, all: broadcast(manifest, seat, deadline)
-        all: save(folder, run_state), load(folder), export(folder)
+        all: save(folder), load(folder), export(folder)
 
     Calls for all ranks are collectives: they are made on every rank at once, with the same arguments, and fail on all
     of them within `learner.deadline_s` when one is missing.
@@ -193,31 +192,28 @@ class LearnerRank:
             for _ in self._engine.trained_tensors():
                 pass
 
-    def save(self, folder: str, run_state: dict[str, Any]) -> str:
-        """Write a checkpoint with `run_state` (JSON) beside it into the run's `folder` of checkpoints; a collective.
-
-        Returns its path.
-        """
+    def save(self, folder: str) -> str:
+        """Write a checkpoint into the run's `folder` of checkpoints, and return its path; a collective."""
         with self._together("saving a checkpoint"):
-            path = checkpoint.save(self._engine, folder, run_state, self._settings.keep_checkpoints)
+            path = checkpoint.save(self._engine, folder, self._settings.keep_checkpoints)
         log.info("checkpoint %s", path)
         return str(path)
 
-    def load(self, folder: str) -> dict[str, Any] | None:
+    def load(self, folder: str) -> int:
         """Go back to the newest complete checkpoint of `folder`; a collective.
 
-        Returns the `run_state` that was saved with it; None where there is no checkpoint, and nothing changes.
+        Returns its step; 0 where there is no checkpoint, and nothing changes.
 
         Raises:
             CheckpointError: it is damaged, or of another policy, number of ranks or ZeRO stage.
         """
         path = checkpoint.newest(folder)
         if path is None:
-            return None
+            return 0
         with self._together("loading a checkpoint"):
-            state = checkpoint.load(self._engine, path)
+            checkpoint.load(self._engine, path)
         log.info("back at step %d, from %s", self._engine.steps, path)
-        return state
+        return self._engine.steps
 
     def export(self, folder: str) -> None:
         """Write the policy as a checkpoint in the Hugging Face layout; a collective."""

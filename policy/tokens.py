@@ -31,7 +31,6 @@ class TokenLayout:
     eos: int
     pad: int
     boi: int
-    eoi: int
     text_vocab: int
     image_vocab: int
     image_tokens: int
@@ -50,12 +49,11 @@ class TokenLayout:
             "eos": tokenizer.eos_token_id,
             "pad": tokenizer.pad_token_id,
             "boi": tokenizer.get_vocab().get(BEGIN_OF_IMAGE),
-            "eoi": tokenizer.get_vocab().get(END_OF_IMAGE),
         }
         text_vocab = config.text_config.vocab_size
         for name, value in ids.items():
             if value is None or not 0 <= value < text_vocab:
-                token = {"boi": f" ({BEGIN_OF_IMAGE})", "eoi": f" ({END_OF_IMAGE})"}.get(name, "")
+                token = f" ({BEGIN_OF_IMAGE})" if name == "boi" else ""
                 raise TokenizerError(
                     f"the tokenizer's {name} token id{token} is {value}; it must lie in the model's {text_vocab} ids"
                 )

@@ -8,12 +8,11 @@ Tensors `picture.0`, `picture.1`, ... are uint8 [H, W, 3]; the file's metadata h
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from policy.prompts import PromptRecord
 
@@ -25,18 +24,11 @@ class BodyError(ValueError):
     """Bytes that are no scoring request; says what is wrong with them."""
 
 
-def encode_request(pictures: Sequence[np.ndarray], prompts: Sequence[PromptRecord]) -> bytes:
-    """Body for pictures (uint8 [H, W, 3]) and their prompt records."""
-    header = {"format": FORMAT, "prompts": [prompt.model_dump(mode="json") for prompt in prompts]}
-    tensors = {f"picture.{index}": np.ascontiguousarray(picture) for index, picture in enumerate(pictures)}
-    return save(tensors, metadata={"bicot": json.dumps(header)})
-
-
 def decode_request(body: bytes) -> tuple[list[np.ndarray], list[PromptRecord]]:
     """Pictures and prompt records of a body.
 
     Raises:
-        BodyError: anything that `encode_request` would not have written.
+        BodyError: not the bytes that this module's head describes; says what is wrong.
     """
     try:
         tensors = load(body)

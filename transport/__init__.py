@@ -4,7 +4,7 @@
     actors <── WeightReceiver.receive ── Ray objects, one a bucket <── WeightPublisher.publish ── learner
 
 - `trajectory`: the types. `wire`: their bytes (JSON header and safetensors; nothing that arrives is ever executed).
-- `buffer`: append, claim, acknowledge, reclaim, reconcile; `stream` and `buffer_scripts` are the Redis under it.
+- `buffer`: append, claim, acknowledge, rewind; `stream` and `buffer_scripts` are the Redis under it.
 - `redis_server`: a run's own redis-server, and the check of a given URL.
 - `weights/`: publisher, receiver, and the way into vLLM.
 - `errors`: all that is raised from here. `config`: the settings.

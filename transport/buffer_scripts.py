@@ -1,10 +1,8 @@
 """The buffer's writes as Lua: each runs as a whole or not at all, whoever else is writing.
 
-Keys of every script: the stream, the hash of known ids, the hash of counters. A stream entry is {"id", group id,
-"group", packed bytes}; a known id maps to its entry, or to TRAINED once that has left the stream.
+Keys of every script: the stream, the set of known ids, the hash of counters. A stream entry is {"id", group id,
+"group", packed bytes}; its id stays known when it has left the stream.
 """
-
-TRAINED = "trained"
 
 # Redis before 7 logs a script, not its effects, unless told; replayed, XADD would make another entry id.
 _EFFECTS = "if redis.replicate_commands then redis.replicate_commands() end\n"
@@ -13,10 +11,10 @@ APPEND = (
     _EFFECTS
     + """
 -- ARGV: group id, capacity, packed group. 1: appended; 0: known already; -1: full
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 0 end
+if redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 1 then return 0 end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[2]) then return -1 end
-local entry = redis.call('XADD', KEYS[1], '*', 'id', ARGV[1], 'group', ARGV[3])
-redis.call('HSET', KEYS[2], ARGV[1], entry)
+redis.call('XADD', KEYS[1], '*', 'id', ARGV[1], 'group', ARGV[3])
+redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('HINCRBY', KEYS[3], 'appended', 1)
 redis.call('HINCRBY', KEYS[3], 'bytes', #ARGV[3])
 return 1
@@ -33,30 +31,7 @@ for i = 2, #ARGV do
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
   if entry then
     redis.call('XDEL', KEYS[1], ARGV[i])
-    redis.call('HSET', KEYS[2], entry[2][2], 'trained')
     redis.call('HINCRBY', KEYS[3], 'bytes', -#entry[2][4])
-    done = done + 1
-  end
-end
-return done
-"""
-)
-
-FORGET = (
-    _EFFECTS
-    + """
--- ARGV: consumer group, group ids. Number of ids that were known
-local done = 0
-for i = 2, #ARGV do
-  local at = redis.call('HGET', KEYS[2], ARGV[i])
-  if at then
-    if at ~= 'trained' then
-      local entry = redis.call('XRANGE', KEYS[1], at, at)[1]
-      redis.call('XACK', KEYS[1], ARGV[1], at)
-      redis.call('XDEL', KEYS[1], at)
-      if entry then redis.call('HINCRBY', KEYS[3], 'bytes', -#entry[2][4]) end
-    end
-    redis.call('HDEL', KEYS[2], ARGV[i])
     done = done + 1
   end
 end
@@ -69,7 +44,7 @@ STATS = """
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1])[1]
 local now = redis.call('TIME')
-local count = redis.call('HMGET', KEYS[3], 'bytes', 'appended', 'redelivered')
+local count = redis.call('HMGET', KEYS[3], 'bytes', 'appended')
 return {redis.call('XLEN', KEYS[1]), pending, first and first[1] or '', now[1], now[2],
-        count[1] or '0', count[2] or '0', count[3] or '0'}
+        count[1] or '0', count[2] or '0'}
 """

@@ -28,7 +28,7 @@ from transport.errors import RedisUnavailable
 from transport.redis_client import REFUSED, UNANSWERED, connect, refusal, shown
 
 OLDEST = (6, 2)
-"""The first Redis with XAUTOCLAIM."""
+"""The oldest Redis that the buffer is tested with."""
 
 # A rewrite of the file takes a core from the run: it waits until the file is large, and does not compress, since
 # sampled token ids and log-probs hardly shrink.

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import redis
 
-from transport.buffer_scripts import ACKNOWLEDGE, APPEND, FORGET, STATS
+from transport.buffer_scripts import ACKNOWLEDGE, APPEND, STATS
 from transport.errors import BufferUnavailable, RedisUnavailable
 from transport.redis_client import REFUSED, UNANSWERED, connect, refusal, shown
 
 GROUP = "learner"
-"""The stream's consumer group: one a run, for each group is trained once."""
+"""The stream's consumer group, and its one consumer: each group is trained once."""
 _PAGE = 64
 _Page = list[tuple[bytes, dict[bytes, bytes]]]
 _T = TypeVar("_T")
@@ -34,9 +34,9 @@ class RunStream:
     `reconnect_s` seconds (or until the call's own `ends_at`, on the monotonic clock) or refuses a command.
     """
 
-    def __init__(self, url: str, run: str, consumer: str, reconnect_s: float) -> None:
+    def __init__(self, url: str, run: str, reconnect_s: float) -> None:
         self.run = run
-        self._url, self._consumer, self._reconnect_s = url, consumer, reconnect_s
+        self._url, self._reconnect_s = url, reconnect_s
         # In braces: Redis Cluster then keeps a run's keys on one node, as the scripts need.
         self._stream, self._known, self._counters = (
             f"bicot:{{{run}}}:stream",
@@ -52,7 +52,6 @@ class RunStream:
             raise BufferUnavailable(f"buffer of run {run!r}: {error}") from None
         self._append = self._redis.register_script(APPEND)
         self._acknowledge = self._redis.register_script(ACKNOWLEDGE)
-        self._forget = self._redis.register_script(FORGET)
         self._stats = self._redis.register_script(STATS)
         self._call("opening it", None, self._make_group)
 
@@ -71,7 +70,7 @@ class RunStream:
         return _entries(self._call("claiming groups", ends_at, self._read_group, ">", count, block_ms))
 
     def pending(self, ends_at: float) -> Iterator[Entry]:
-        """All entries that this consumer claimed and has not acknowledged, oldest first."""
+        """All entries that were claimed and not acknowledged, oldest first."""
         at = "0"
         while page := self._call("reading its claims", ends_at, self._read_group, at, _PAGE, None):
             at = page[-1][0].decode()
@@ -79,16 +78,6 @@ class RunStream:
             if gone:
                 self._call("reading its claims", ends_at, self._redis.xack, self._stream, GROUP, *gone)
             yield from _entries(page)
-
-    def take_idle(self, min_idle_s: float) -> Iterator[Entry]:
-        """Make ours what any consumer, this one too, claimed more than `min_idle_s` seconds ago."""
-        at, claim = b"0-0", (self._stream, GROUP, self._consumer, int(1000 * min_idle_s))
-        while True:
-            reply = self._call("reclaiming groups", None, self._redis.xautoclaim, *claim, at, _PAGE)
-            yield from _entries(reply[1])
-            at = reply[0]
-            if at == b"0-0":
-                return
 
     def at(self, entry_ids: list[str]) -> list[Entry | None]:
         """The entries with these ids, None where there is none."""
@@ -101,52 +90,29 @@ class RunStream:
 
         return [next(_entries(page), None) for page in self._call(f"reading {len(entry_ids)} groups", None, fetch)]
 
-    def all(self) -> Iterator[Entry]:
-        """Every entry, oldest first."""
-        after = "-"
-        while page := self._call("listing groups", None, self._redis.xrange, self._stream, after, "+", _PAGE):
-            after = "(" + page[-1][0].decode()
-            yield from _entries(page)
-
     def acknowledge(self, entry_ids: list[str]) -> int:
         """Number of entries that were there, and are not any more; their ids are trained."""
         what = f"acknowledging {len(entry_ids)} groups"
         return int(self._call(what, None, self._acknowledge, self._keys, [GROUP, *entry_ids]))
 
-    def forget(self, group_ids: list[str]) -> int:
-        """Number of ids that were known, and are not any more."""
-        what = f"forgetting {len(group_ids)} groups"
-        return int(self._call(what, None, self._forget, self._keys, [GROUP, *group_ids]))
-
-    def known(self) -> set[str]:
-        """Ids in the stream or trained."""
-        return {name.decode() for name in self._call("listing ids", None, self._redis.hkeys, self._known)}
-
-    def count_redelivered(self, count: int) -> None:
-        """Add to the counter."""
-        self._call("counting", None, self._redis.hincrby, self._counters, "redelivered", count)
-
     def stats(self) -> list[int | bytes]:
         """What the script `STATS` returns."""
         return list(self._call("reading its state", None, self._stats, self._keys, [GROUP]))
 
-    def replace(self, known: dict[str, str], drop: Iterable[str], size: int) -> None:
-        """Drop entries, replace all known ids and the byte count, and make what is left claimable again, in order."""
-        doomed = list(drop)
+    def clear(self, known: Iterable[str]) -> None:
+        """Drop every entry, and make exactly these ids known."""
+        ids = list(known)
 
         def write() -> None:
             pipeline = self._redis.pipeline(transaction=True)
-            if doomed:
-                pipeline.xdel(self._stream, *doomed)
-            pipeline.delete(self._known)
-            if known:
-                pipeline.hset(self._known, mapping=known)
-            pipeline.hset(self._counters, "bytes", size)
-            pipeline.xgroup_destroy(self._stream, GROUP)  # a new consumer group has delivered nothing yet
+            pipeline.delete(self._stream, self._known)  # the consumer group goes with its stream
+            if ids:
+                pipeline.sadd(self._known, *ids)
+            pipeline.hset(self._counters, "bytes", 0)
             pipeline.xgroup_create(self._stream, GROUP, id="0", mkstream=True)
             pipeline.execute()
 
-        self._call("reconciling", None, write)
+        self._call("clearing it", None, write)
 
     def close(self) -> None:
         """Close the connections."""
@@ -160,7 +126,7 @@ class RunStream:
                 raise
 
     def _read_group(self, at: str, count: int, block_ms: int | None) -> _Page:
-        reply = self._redis.xreadgroup(GROUP, self._consumer, {self._stream: at}, count=count, block=block_ms)
+        reply = self._redis.xreadgroup(GROUP, GROUP, {self._stream: at}, count=count, block=block_ms)
         return reply[0][1] if reply else []
 
     def _call(self, what: str, ends_at: float | None, command: Callable[..., _T], *args: Any) -> _T:

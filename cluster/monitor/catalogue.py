@@ -115,7 +115,6 @@ SECTIONS = (
         _gauge("bicot_buffer_oldest_age_seconds", "", "Age of the oldest group; 0 while there is none."),
         _gauge("bicot_buffer_bytes", "", "Packed size of the groups in the buffer."),
         _counter("bicot_buffer_appended_total", "", "Groups appended since the run's first start."),
-        _counter("bicot_buffer_redelivered_total", "", "Groups delivered again since the run's first start."),
     )),
     Section("Weights", (
         _gauge("bicot_weight_version", "pool replica", "Weights that a process draws with; -1 before the first."),

@@ -70,7 +70,6 @@ _BUFFER = {
     "oldest_age_s": "bicot_buffer_oldest_age_seconds",
     "bytes": "bicot_buffer_bytes",
     "appended": "bicot_buffer_appended_total",
-    "redelivered": "bicot_buffer_redelivered_total",
 }
 _REWARD_SERVICE = {
     "replicas": "bicot_reward_service_replicas",

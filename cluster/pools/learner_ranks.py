@@ -71,15 +71,14 @@ class LearnerRanks:
         """Broadcast the trained weights from rank 0, which has `seat`."""
         await self._all("broadcast", manifest, seat, deadline_s, work=f"broadcasting weights {manifest.version}")
 
-    async def save(self, step: int, state: dict[str, Any]) -> None:
-        """Checkpoint weights, optimizer and random states together with the run's own `state`."""
-        await self._all("save", str(self._folder.checkpoints), state, work=f"the checkpoint of step {step}")
+    async def save(self, step: int) -> None:
+        """Checkpoint weights, optimizer and random states together."""
+        await self._all("save", str(self._folder.checkpoints), work=f"the checkpoint of step {step}")
 
-    async def restore(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint, and return its run state; None where there is none."""
-        states = await self._all("load", str(self._folder.checkpoints), work="loading the newest checkpoint")
-        state: dict[str, Any] | None = states[0]
-        return state
+    async def restore(self) -> int:
+        """Load the newest checkpoint, and return its step; 0 where there is none."""
+        step: int = (await self._all("load", str(self._folder.checkpoints), work="loading the newest checkpoint"))[0]
+        return step
 
     async def export(self) -> None:
         """Write the policy as a checkpoint that `bicot generate` reads."""

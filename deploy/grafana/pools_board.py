@@ -58,8 +58,6 @@ _BUFFER = (
            (metric("bicot_buffer_oldest_age_seconds"), "age")),
     curves("Bytes", "Packed size of what is there.", "bytes", (metric("bicot_buffer_bytes"), "bytes")),
     curves("Appended/s", "Groups.", "none", (rate("bicot_buffer_appended_total"), "groups/s")),
-    curves("Redelivered", "Groups given to a learner a second time.", "none",
-           (metric("bicot_buffer_redelivered_total"), "groups")),
 )  # fmt: skip
 
 _WEIGHTS = (

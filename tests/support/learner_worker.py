@@ -47,9 +47,10 @@ def train_and_resume(
     first = load_engine(policy, config, total_steps=len(steps))
     for groups in steps[:half]:
         first.step(groups, WEIGHTS)
-    path = checkpoint.save(first, folder, {"cursor": half}, keep=1)
+    path = checkpoint.save(first, folder, keep=1)
     second = load_engine(policy, config, total_steps=len(steps))
-    assert checkpoint.load(second, path) == {"cursor": half}
+    checkpoint.load(second, path)
+    assert second.steps == half
     metrics = [second.step(groups, WEIGHTS) for groups in steps[half:]]
     resumed = Trained({name: tensor.clone() for name, tensor in second.trained_tensors()}, metrics)
     return train(policy, config, steps), resumed

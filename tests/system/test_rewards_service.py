@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from reward_request import encode_request
 
 from policy.prompts import PromptRecord
 from rewards.base import Reward, RewardFailure
 from rewards.client import ServiceClient
 from rewards.config import RewardConfig, RewardsConfig
 from rewards.ensemble import EnsembleFailure, GroupScores, score_group
-from rewards.http_body import encode_request
 from rewards.service import RewardServiceError, RewardServices
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

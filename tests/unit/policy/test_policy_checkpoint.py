@@ -137,7 +137,6 @@ def test_the_tokenizer_is_taken_as_its_file_says(original_folder: Path) -> None:
     ("gone", "message"),
     [
         ("<begin_of_image>", r"boi token id \(<begin_of_image>\) is None"),
-        ("<end_of_image>", r"eoi token id \(<end_of_image>\) is None"),
         ("<｜▁pad▁｜>", "pad token id is None"),
         ("<|Assistant|>", r"no token <\|Assistant\|>, which policy\.templates\.chat uses"),
     ],

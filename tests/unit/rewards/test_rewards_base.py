@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from reward_request import encode_request
 from safetensors.numpy import save
 
 from policy.prompts import PromptRecord
@@ -26,7 +27,7 @@ from rewards.base import (
 )
 from rewards.config import RewardConfig, RewardsConfig
 from rewards.ensemble import EnsembleFailure, score_group
-from rewards.http_body import BodyError, decode_request, encode_request
+from rewards.http_body import BodyError, decode_request
 
 HERE = __name__
 

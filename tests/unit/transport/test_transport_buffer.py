@@ -49,9 +49,9 @@ def open_buffer(server: RedisServer, request: pytest.FixtureRequest) -> Iterator
     """Opens ends of one buffer, empty at the start of the test."""
     opened: list[TrajectoryBuffer] = []
 
-    def make(consumer: str = "learner", **options: Any) -> TrajectoryBuffer:
+    def make(**options: Any) -> TrajectoryBuffer:
         settings: dict[str, Any] = {"url": server.url, "run": request.node.name, "capacity": 64, "reconnect_s": 1.0}
-        opened.append(TrajectoryBuffer(consumer=consumer, **settings | options))
+        opened.append(TrajectoryBuffer(**settings | options))
         return opened[-1]
 
     yield make
@@ -64,7 +64,7 @@ def names(claims: list[Any]) -> list[str]:
 
 
 def test_groups_come_out_in_the_order_they_went_in(open_buffer: Open) -> None:
-    buffer, rank_1 = open_buffer(), open_buffer("rank-1")
+    buffer, rank_1 = open_buffer(), open_buffer()
     for name in "abcde":
         assert buffer.append(group(name), 1)
     claims = buffer.claim(3, 1)
@@ -83,7 +83,6 @@ def test_a_group_is_appended_once(open_buffer: Open) -> None:
     assert buffer.acknowledge([claim.entry_id]) == 1
     assert buffer.acknowledge([claim.entry_id]) == 0
     assert not buffer.append(group("a"), 1), "a trained group must not come back"
-    assert buffer.known_ids() == {"a"}
     assert buffer.stats().depth == 0
 
 
@@ -101,7 +100,7 @@ def test_a_group_is_appended_once_by_many_at_the_same_time(open_buffer: Open) ->
 
 
 def test_a_full_buffer_waits_for_room(open_buffer: Open) -> None:
-    buffer, writer = open_buffer(capacity=2), open_buffer("writer", capacity=2)
+    buffer, writer = open_buffer(capacity=2), open_buffer(capacity=2)
     buffer.append(group("a"), 1)
     buffer.append(group("b"), 1)
     (claim,) = buffer.claim(1, 1)
@@ -145,7 +144,7 @@ def test_a_claim_that_runs_out_of_time_keeps_what_it_has(open_buffer: Open) -> N
 
 
 def test_a_claim_waits_for_groups_that_come_late(open_buffer: Open) -> None:
-    buffer, writer = open_buffer(), open_buffer("writer")
+    buffer, writer = open_buffer(), open_buffer()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(buffer.claim, 2, 10)
         for name in "ab":
@@ -166,27 +165,9 @@ def test_a_restarted_consumer_finds_its_own_claims_first(open_buffer: Open) -> N
         again.claim(1, 0.05)
 
 
-def test_the_groups_of_a_dead_consumer_come_back(open_buffer: Open) -> None:
-    buffer, heir = open_buffer("dead"), open_buffer("heir")
-    for name in "abc":
-        buffer.append(group(name), 1)
-    claimed = buffer.claim(2, 1)
-    assert heir.reclaim(60) == 0
-    with pytest.raises(BufferTimeout):
-        heir.claim(3, 0.1)
-    time.sleep(0.05)
-    assert heir.reclaim(0.02) == 2
-    claims = heir.claim(3, 1)
-    assert names(claims) == ["a", "b", "c"]
-    assert heir.reclaim(0) == 0, "what is ours already is not taken over again"
-    assert heir.stats().redelivered == 2
-    assert heir.acknowledge([claim.entry_id for claim in claims]) == 3
-    assert buffer.acknowledge([claim.entry_id for claim in claimed]) == 0
-
-
 def test_stats_follow_the_groups(open_buffer: Open) -> None:
     buffer = open_buffer()
-    assert buffer.stats() == BufferStats(0, 0, 0.0, 0, 0, 0)
+    assert buffer.stats() == BufferStats(0, 0, 0.0, 0, 0)
     for name in "abc":
         buffer.append(group(name), 1)
     time.sleep(0.05)
@@ -196,68 +177,63 @@ def test_stats_follow_the_groups(open_buffer: Open) -> None:
     assert 0.03 < stats.oldest_age_s < 5
     buffer.acknowledge([claim.entry_id])
     assert buffer.stats().bytes == stats.bytes * 2 // 3
-    buffer.forget(["b", "c"])
-    assert (buffer.stats().depth, buffer.stats().bytes) == (0, 0)
 
 
-def test_a_forgotten_group_can_be_appended_again(open_buffer: Open) -> None:
-    buffer = open_buffer()
-    for name in "abc":
-        buffer.append(group(name), 1)
-    (claim,) = buffer.claim(1, 1)
-    buffer.acknowledge([claim.entry_id])
-    assert buffer.forget(["a", "b", "unheard-of"]) == 2
-    assert buffer.known_ids() == {"c"}
-    assert buffer.append(group("b"), 1)
-    assert names(buffer.claim(2, 1)) == ["c", "b"]
-
-
-def test_an_entry_that_cannot_be_read_is_named_and_can_be_forgotten(open_buffer: Open, server: RedisServer) -> None:
+def test_an_entry_that_cannot_be_read_is_named_until_a_resume(open_buffer: Open, server: RedisServer) -> None:
     buffer = open_buffer(run="corrupt")
     buffer.append(group("a"), 1)
     with redis.Redis.from_url(server.url) as client:
         entry = client.xadd("bicot:{corrupt}:stream", {"id": "b", "group": b"\x80\x04pickle?"})
-        client.hset("bicot:{corrupt}:known", "b", entry)
+        client.sadd("bicot:{corrupt}:known", "b")
     for _ in range(2):
-        with pytest.raises(BufferCorrupt, match=r"group 'b', cannot be read \(not a trajectory group"):
+        with pytest.raises(BufferCorrupt, match=r"group 'b', cannot be read \(not a traj.*; resume the run"):
             buffer.claim(2, 1)
     with pytest.raises(BufferCorrupt, match="cannot be read"):
         buffer.read([entry.decode()])
     with pytest.raises(BufferCorrupt, match="has no entry 1-1"):
         buffer.read(["1-1"])
-    buffer.forget(["b"])
-    assert names(buffer.claim(1, 1)) == ["a"]
+    assert buffer.rewind(["a"]) == 2
+    assert buffer.append(group("b"), 1)
+    assert names(buffer.claim(1, 1)) == ["b"]
 
 
 def test_a_resume_undoes_what_the_checkpoint_does_not_know(open_buffer: Open) -> None:
-    """Checkpoint at version 2: a, b trained; c, d, e in flight. Later c, f were trained, e made by version 3."""
+    """The checkpoint has a and b trained. Then c was trained too, d and e were claimed, f was appended."""
     old = open_buffer()
-    for name, version in {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3, "f": 3, "g": 3}.items():
-        old.append(group(name, version), 1)
-    claims = {claim.group.id: claim.entry_id for claim in old.claim(6, 1)}
-    old.acknowledge([claims[name] for name in "acf"])  # b's acknowledgement was lost
+    for name in "abcdef":
+        old.append(group(name), 1)
+    claims = {claim.group.id: claim.entry_id for claim in old.claim(5, 1)}
+    old.acknowledge([claims[name] for name in "ac"])  # b's acknowledgement was lost
 
     new = open_buffer()
-    for _ in range(2):  # repeating it changes nothing
-        result = new.reconcile(trained=["a", "b"], in_flight=["c", "d", "e"], weight_version=2)
-        assert (result.kept, result.missing) == (("d",), ("c", "e"))
-        assert new.known_ids() == {"a", "b", "d"}
-        assert (new.stats().depth, new.stats().pending) == (1, 0)
-    assert not new.append(group("a"), 1)
-    for name in "cefg":
-        assert new.append(group(name, 2), 1)
-    claims = {claim.group.id: claim.entry_id for claim in new.claim(5, 1)}
-    assert list(claims) == ["d", "c", "e", "f", "g"]
-    assert new.acknowledge(claims.values()) == 5
+    for dropped in (4, 0):  # repeating it changes nothing
+        assert new.rewind(["a", "b"]) == dropped
+        assert (new.stats().depth, new.stats().pending, new.stats().bytes) == (0, 0, 0)
+    assert not new.append(group("a"), 1) and not new.append(group("b"), 1)
+    for name in "cdef":
+        assert new.append(group(name), 1)
+    claims = {claim.group.id: claim.entry_id for claim in new.claim(4, 1)}
+    assert list(claims) == ["c", "d", "e", "f"]
+    assert new.acknowledge(claims.values()) == 4
     assert new.stats().bytes == 0
 
 
-def test_a_resume_with_an_empty_redis_has_everything_missing(open_buffer: Open) -> None:
+def test_a_resume_with_an_empty_redis_knows_what_is_trained(open_buffer: Open) -> None:
     buffer = open_buffer()
-    result = buffer.reconcile(trained=["a"], in_flight=["b"], weight_version=5)
-    assert (result.kept, result.dropped, result.missing) == ((), (), ("b",))
+    assert buffer.rewind(["a"]) == 0
     assert not buffer.append(group("a"), 1)
     assert buffer.append(group("b"), 1)
+
+
+def test_a_new_run_knows_nothing_of_an_earlier_one(open_buffer: Open) -> None:
+    """In a Redis of the user's, whose keys outlive a run."""
+    old = open_buffer()
+    old.append(group("a"), 1)
+    old.acknowledge([claim.entry_id for claim in old.claim(1, 1)])
+    new = open_buffer()
+    new.rewind([])
+    assert new.append(group("a"), 1)
+    assert names(new.claim(1, 1)) == ["a"]
 
 
 def test_runs_do_not_see_each_other(open_buffer: Open) -> None:
@@ -284,7 +260,7 @@ def test_a_killed_redis_is_reported_within_the_deadline(tmp_path: Path) -> None:
             lambda: buffer.append(group("b"), 30),
             lambda: buffer.append(group("b"), 0.1),
             buffer.stats,
-            lambda: buffer.reclaim(1),
+            lambda: buffer.rewind([]),
             lambda: TrajectoryBuffer(server.url, "demo", 4, reconnect_s=0.1),
         ):
             started = time.monotonic()
@@ -305,7 +281,7 @@ def test_a_redis_that_hangs_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
         assert time.monotonic() - started < 3
         os.kill(server.pid, signal.SIGCONT)
         assert buffer.append(group("b"), 5)
-        assert "b" in buffer.known_ids()
+        assert not buffer.append(group("b"), 5), "the id of a group that is there is known"
 
 
 def test_a_redis_that_comes_back_has_lost_nothing(tmp_path: Path) -> None:
