@@ -225,19 +225,11 @@ class ImageActor:
         self._sync_s = time.perf_counter() - start
         return manifest.version
 
-    def version(self) -> int:
-        """The version of the weights; 0 are the checkpoint's."""
-        return self._painter.version
-
     def metrics(self) -> dict[str, float]:
         """Counters since the start; `sync_s` is how long the last weight update took, waiting included."""
         drawn = self._loop.metrics()
         tokens = drawn["row_steps"]  # every picture gets one token a step
         return drawn | {"tokens": tokens, "sync_s": self._sync_s, "weight_version": float(self._painter.version)}
-
-    def ping(self) -> bool:
-        """Answers while the process lives."""
-        return True
 
     def close(self) -> None:
         """Stop taking work; what is running fails."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
-from transformers import JanusForConditionalGeneration
 
 from actors.batch_loop import BatchLoop
 from actors.config import SemanticConfig
@@ -17,7 +16,7 @@ from actors.requests import SemanticOutput, SemanticRequest
 from actors.semantic import SemanticWriter, WriteRequest
 from policy.checkpoint import load_tokenizer, open_checkpoint
 from policy.config import PolicyConfig
-from policy.janus import LANGUAGE_MODEL, check_checkpoint, trained_parameters
+from policy.janus import LANGUAGE_MODEL, check_checkpoint
 from policy.lora import BaseWeights
 from policy.tokens import PromptBuilder, TokenLayout
 from transport.errors import WeightsHalfWritten
@@ -94,11 +93,6 @@ class SemanticActor:
         """Take the language model from the policy's checkpoint as it lies on disk, whose files are mapped."""
         return await self._load(version, list(open_checkpoint(self._folder).tensors(LANGUAGE_MODEL)))
 
-    async def load_policy(self, model: JanusForConditionalGeneration, version: int = 0) -> int:
-        """Take the language model of a policy in this process, without a weight channel."""
-        trained = trained_parameters(model, "language_model")
-        return await self._load(version, [(name, value.detach()) for name, value in trained.items()])
-
     async def _load(self, version: int, tensors: list[tuple[str, Tensor]]) -> int:
         return await self._replace(lambda: self._writer.load(version, tensors))
 
@@ -111,10 +105,6 @@ class SemanticActor:
             raise EngineError(str(error)) from error
         self._sync_s = time.perf_counter() - start
         return version
-
-    def version(self) -> int | None:
-        """The version of the weights; None before the first."""
-        return self._writer.version
 
     def metrics(self) -> dict[str, float]:
         """Counters since the start; `sync_s` is how long the last weight update took, waiting included.
@@ -131,10 +121,6 @@ class SemanticActor:
                 "weight_version": float(version),
             }
         )
-
-    def ping(self) -> bool:
-        """Answers while the process lives."""
-        return True
 
     def close(self) -> None:
         """Stop taking work, what is running fails; and end the engine's worker processes, where it has any."""

@@ -76,7 +76,6 @@ class LearnerRank:
         self._rendezvous: Rendezvous | None = None
         self._joined: LearnerEngine | None = None
         self._claimed: dict[str, TrajectoryGroup] = {}
-        self._metrics: dict[str, float] = {}
 
     def address(self, host: str = "127.0.0.1") -> Endpoint:
         """Rank 0: where the others find it; opens a socket at `host`, an address of its machine, if there are others.
@@ -127,7 +126,6 @@ class LearnerRank:
         with self._together("a training step"):
             metrics = engine.step(groups, self._reward_weights)
         metrics |= {"seconds/read": read, "seconds/train": time.perf_counter() - started}
-        self._metrics = metrics
         self._version += 1
         log.info(
             "step %d: loss %.4g, kl %.4g, grad norm %.3g, %d tokens of %d members in %.2f s",
@@ -219,10 +217,6 @@ class LearnerRank:
         """Write the policy as a checkpoint in the Hugging Face layout; a collective."""
         with self._together("exporting the policy"):
             self._engine.export(folder)
-
-    def metrics(self) -> dict[str, float]:
-        """What the last `train` returned; empty before the first."""
-        return self._metrics
 
     def close(self) -> None:
         """Leave the buffer and the process groups."""

@@ -26,11 +26,6 @@ def plan_of(what: Asked) -> str:
     return f"{first.name} {_WORDS[dx, dy]} , {second.name} {_WORDS[-dx, -dy]}"
 
 
-def true_plan(record: PromptRecord, layout: Layout = "row") -> str:
-    """A right plan for `record`; `layout` settles where two things stand that the prompt leaves open."""
-    return plan_of(laid_out(asked(record), layout))
-
-
 def laid_out(what: Asked, layout: Layout) -> Asked:
     """`what`, with its first of two things put on the left or at the top where no direction was asked."""
     if what.direction is None and len(what.things) == 2 and what.things[0] != what.things[1]:

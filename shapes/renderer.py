@@ -56,12 +56,3 @@ def render(scene: Scene) -> Array:
         share = coverage(placed.thing.shape, placed.radius)[..., None]
         patch += share * (np.array(COLOURS[placed.thing.colour], dtype=np.float32) - patch)
     return picture.round().astype(np.uint8)
-
-
-def occupied_cells(scene: Scene) -> Array:
-    """Which image tokens a scene's things cover, bool [6, 6]; the rest is plain background."""
-    cells = np.zeros((SIZE // 8, SIZE // 8), dtype=bool)
-    for placed in scene:
-        column, row = placed.x // 8, placed.y // 8
-        cells[row - 1 : row + 1, column - 1 : column + 1] = True
-    return cells

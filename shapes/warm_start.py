@@ -21,8 +21,6 @@ from shapes.tokenizer import TEMPLATES, build_tokenizer
 from shapes.vq_training import VQRecipe, train_vq
 from shapes.world import SIZE
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
-
 
 def warm_start(
     folder: Path, seed: int, vq_recipe: VQRecipe | None = None, supervised: SupervisedRecipe | None = None

@@ -105,12 +105,13 @@ def test_a_rollout_through_both_pools_before_and_after_a_sync(
         ]:
             torch.testing.assert_close(torch.cat(ours), theirs, atol=1e-5, rtol=0)
     assert ray.get(semantic.metrics.remote(), timeout=WAIT_S)["weight_version"] == 3
-    assert ray.get(image.ping.remote(), timeout=WAIT_S)
+    assert ray.get(image.metrics.remote(), timeout=WAIT_S)["weight_version"] == 3
     if transport == "broadcast":
         wrong = WeightManifest.of(4, [("model.unknown", torch.float32, (2, 2))], 1 << 16)
         for actor, seat, told in ((semantic, seats[1], "were not published"), (image, seats[2], "no tensor")):
             with pytest.raises(RayTaskError, match=rf"weights 4: .*{told}"):  # before it enters
                 ray.get(actor.receive_weights.remote(wrong, seat, WAIT_S), timeout=WAIT_S)
-        assert ray.get([semantic.version.remote(), image.version.remote()], timeout=WAIT_S) == [3, 3]
+        told = ray.get([semantic.metrics.remote(), image.metrics.remote()], timeout=WAIT_S)
+        assert [metrics["weight_version"] for metrics in told] == [3, 3]
     for actor in (semantic, image):
         ray.kill(actor)

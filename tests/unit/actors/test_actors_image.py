@@ -102,7 +102,7 @@ def test_an_update_waits_for_the_running_and_delays_the_next(actor: ImageActor, 
     assert tokens(first) == tokens(expected) and tokens(second) != tokens(expected)
     assert {output.segment.weight_version for output in first} == {0}
     assert {output.segment.weight_version for output in second} == {7}
-    assert actor.version() == 7
+    assert actor.metrics()["weight_version"] == 7
     segments = [output.segment for output in second]
     rows = SegmentRows([s.prompt_ids for s in segments], [s.token_ids for s in segments], 1.0, 2.0)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_change_nothing(actor: ImageActor) -> None:
     }.items():
         with pytest.raises(WeightsError, match=message):
             run(actor._loop.exclusive(partial(actor._painter.load, 3, tensors), 60))
-    assert actor.version() == 0
+    assert actor.metrics()["weight_version"] == 0
     assert tokens(run(actor.sample(requests(2)))) == expected
 
 

@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 
 from policy.config import PolicyConfig
 from policy.janus import Policy, load_policy
@@ -17,8 +18,10 @@ from shapes.rewards import Detector, Strict
 from shapes.supervised import SupervisedRecipe
 from shapes.tokenizer import TEMPLATES, build_tokenizer
 from shapes.vq_training import VQRecipe, scene_codes
-from shapes.warm_start import CHECKPOINT, warm_start
+from shapes.warm_start import warm_start
 from shapes.world import asked, place
+
+CHECKPOINT = ROOT / "shapes/checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from policy.config import PolicyConfig
 from policy.janus import Policy, make_policy
 from policy.prompts import PromptRecord, load_prompts
 from policy.tiny import tiny_janus
-from shapes.plans import MAX_PLAN_TOKENS, Layout, plan_is_right, true_plan
+from shapes.plans import MAX_PLAN_TOKENS, Layout, laid_out, plan_is_right, plan_of
 from shapes.prompts import DATA, SPLITS, Split, all_records, split_records, write_splits
 from shapes.renderer import render
 from shapes.tokenizer import TEMPLATES, build_tokenizer
@@ -128,7 +128,7 @@ def test_every_prompt_and_plan_is_known_words(policy: Policy) -> None:
         for split in SPLITS:
             for record in all_records(split, family)[:400]:
                 for layout in LAYOUTS:
-                    plan = true_plan(record, layout)
+                    plan = plan_of(laid_out(asked(record), layout))
                     ids = tokenizer.encode(plan, add_special_tokens=False)
                     assert policy.prompts.decode(ids) == plan
                     assert len(ids) < MAX_PLAN_TOKENS
