@@ -59,9 +59,7 @@ class Bench:
         size, objective = SCALES[scale], ObjectiveConfig()
         members = size.group_size if device == "cuda" else MEMBERS[scale]
         group = _group(size, policy.layout, members)
-        advantages = GroupAdvantages(
-            torch.linspace(-1.3, 1.3, members), torch.ones(members, dtype=torch.bool), torch.zeros(members), ()
-        )
+        advantages = GroupAdvantages(torch.linspace(-1.3, 1.3, members), torch.ones(members, dtype=torch.bool), ())
         rows = training_rows([group], [advantages], objective.distribution, policy.layout)
         return cls(size, policy, reference, rows, objective, MICRO_BATCH_TOKENS[device])
 

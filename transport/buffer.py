@@ -47,7 +47,7 @@ class TrajectoryBuffer:
     """One process's end of the buffer. Make one in each process; it does not travel.
 
     Args:
-        url: redis://[user:password@]host:port/db, or rediss:// for TLS.
+        url: redis://[user:password@]host:port/db, rediss:// for TLS, or unix://PATH.
         run: names the keys, `bicot:{run}:...`; letters, digits, dot, dash and underscore.
         capacity: groups in the stream, claimed ones included, at which `append` waits. Below the number of groups of
             one training step, the run cannot go on.

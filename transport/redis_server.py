@@ -1,8 +1,8 @@
 """A redis-server of the run's own, for runs that are given no URL; and the check of one that they are given.
 
-It listens on 127.0.0.1 only, always asks for a password, and appends every write to a file in its folder before it
-answers, so that whoever kills it loses nothing; the file is synced each second, so that a machine that loses power
-loses a second at most. Started again in the same folder it holds the same data.
+It listens on a Unix socket that only its user may open, and on no port. It appends every write to a file in its
+folder before it answers, so that whoever kills it loses nothing; the file is synced each second, so that a machine
+that loses power loses a second at most. Started again in the same folder it holds the same data.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import atexit
 import fcntl
 import importlib.util
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 
@@ -32,18 +33,17 @@ OLDEST = (6, 2)
 
 # A rewrite of the file takes a core from the run: it waits until the file is large, and does not compress, since
 # sampled token ids and log-probs hardly shrink.
-_CONFIG = """\
-bind 127.0.0.1
-port {port}
-requirepass {password}
-appendonly yes
-appendfsync everysec
-auto-aof-rewrite-min-size 512mb
-rdbcompression no
-save ""
-logfile redis.log
-maxmemory-policy noeviction
-"""
+_OPTIONS = {
+    "port": "0",
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "auto-aof-rewrite-min-size": "512mb",
+    "rdbcompression": "no",
+    "save": "",
+    "logfile": "redis.log",
+    "maxmemory-policy": "noeviction",
+}
 
 # Becomes redis-server, once the kernel has promised to end it together with its parent. Popen's preexec_fn could do
 # the same, but is not safe in a process with threads.
@@ -58,12 +58,13 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(eq=False)
 class RedisServer:
-    """A running redis-server; `url` carries its password."""
+    """A running redis-server."""
 
-    url: str = field(repr=False)
+    url: str
     pid: int
     folder: Path
     _process: subprocess.Popen[bytes] = field(repr=False)
+    _home: tempfile.TemporaryDirectory[str] | None = field(repr=False)
 
     @property
     def log(self) -> Path:
@@ -83,6 +84,8 @@ class RedisServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._home:
+            self._home.cleanup()
 
     def __enter__(self) -> RedisServer:
         return self
@@ -91,11 +94,10 @@ class RedisServer:
         self.close()
 
 
-def start_server(folder: str | Path, port: int | None = None, deadline_s: float = 30.0) -> RedisServer:
+def start_server(folder: str | Path, deadline_s: float = 30.0) -> RedisServer:
     """Start redis-server in `folder` (made if need be) and wait until it answers, its file replayed.
 
-    The password is random, lies in `folder` for its owner only, and stays the same when started there again. The
-    server ends with this process, however that ends, if started from its main thread; at a regular exit in any case.
+    It ends with this process, however that ends, if started from its main thread; at a regular exit in any case.
     Ctrl-C in the terminal does not reach it.
 
     Raises:
@@ -107,24 +109,21 @@ def start_server(folder: str | Path, port: int | None = None, deadline_s: float 
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder, ends_at, deadline_s)
     try:
-        password = _password(folder / "redis.password")
-        for attempts_left in (2, 1, 0):
-            chosen = _free_port(port or 0)
-            process = _spawn(binary, folder, _CONFIG.format(port=chosen, password=password), lock)
-            server = RedisServer(f"redis://:{password}@127.0.0.1:{chosen}/0", process.pid, folder, process)
-            try:
-                _wait(server, ends_at, deadline_s)
-            except RedisUnavailable as error:
-                server.close()
-                # Someone else may have taken the free port in between.
-                if port is None and attempts_left and "Address already in use" in str(error):
-                    continue
-                raise
-            atexit.register(server.close)
-            return server
+        path = folder / "redis.sock"
+        home = None if _takes_a_socket(path) else tempfile.TemporaryDirectory(prefix="bicot-redis-")
+        if home:
+            path = Path(home.name, path.name)
+        process = _spawn(binary, folder, path, lock)
+        server = RedisServer(f"unix://{quote(str(path))}", process.pid, folder, process, home)
+        try:
+            _wait(server, ends_at, deadline_s)
+        except RedisUnavailable:
+            server.close()
+            raise
+        atexit.register(server.close)
+        return server
     finally:
         os.close(lock)  # the server holds it from here on
-    raise AssertionError("unreachable")
 
 
 def find_binary() -> Path:
@@ -197,27 +196,35 @@ def _wait(server: RedisServer, ends_at: float, deadline_s: float) -> None:
     raise RedisUnavailable(f"redis-server does not answer after {deadline_s:g} s ({problem}); {_tail(server.log)}")
 
 
-def _spawn(binary: Path, folder: Path, config: str, lock: int) -> subprocess.Popen[bytes]:
-    """Configured through its standard input, so that the password shows neither among processes nor in a file."""
-    command = [str(binary), "-"]
+def _takes_a_socket(path: Path) -> bool:
+    """Whether a socket can lie at `path`: it may be too long (107 bytes on Linux), or its file system have none."""
+    path.unlink(missing_ok=True)  # of a server that was killed
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.bind(os.fspath(path))
+        except OSError:
+            return False
+    path.unlink()
+    return True
+
+
+def _spawn(binary: Path, folder: Path, path: Path, lock: int) -> subprocess.Popen[bytes]:
+    options = {**_OPTIONS, "unixsocket": str(path)}
+    command = [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
     # The kernel ties the promise to the thread that starts the child, and only the main one is sure to stay.
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         launcher = _LAUNCHER.format(signal=int(signal.SIGTERM))
         command = [sys.executable, "-I", "-S", "-c", launcher, str(os.getpid()), *command]
     with (folder / "redis.log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             cwd=folder,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
             pass_fds=(lock,),
         )
-    assert process.stdin is not None
-    process.stdin.write(config.encode())
-    process.stdin.close()
-    return process
 
 
 def _lock(folder: Path, ends_at: float, deadline_s: float) -> int:
@@ -234,27 +241,6 @@ def _lock(folder: Path, ends_at: float, deadline_s: float) -> int:
                     f"another redis-server still runs in {folder} after {deadline_s:g} s; is the run still alive?"
                 ) from None
             time.sleep(0.05)
-
-
-def _password(path: Path) -> str:
-    """The folder's password, made at its first start."""
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-        password = file.read().strip()
-        if not password:
-            password = secrets.token_hex(24)
-            file.write(password)
-    return password
-
-
-def _free_port(wanted: int) -> int:
-    """`wanted`, or any if that is 0."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError as error:
-            raise RedisUnavailable(f"port {wanted} for redis-server: {error.strerror}") from error
-        return int(probe.getsockname()[1])
 
 
 def _tail(log: Path, lines: int = 5) -> str:

@@ -253,9 +253,8 @@ def test_a_killed_redis_is_reported_within_the_deadline(tmp_path: Path) -> None:
             waiting = pool.submit(buffer.claim, 2, 30)
             time.sleep(0.2)
             os.kill(server.pid, signal.SIGKILL)
-            with pytest.raises(BufferUnavailable, match=r"claiming groups: Redis at redis://127.0.0.1:\d+/0 did not"):
+            with pytest.raises(BufferUnavailable, match=r"claiming groups: Redis at unix:///.*/redis.sock did not"):
                 waiting.result(5)
-        password = server.url.split(":")[2].split("@")[0]
         for call in (
             lambda: buffer.append(group("b"), 30),
             lambda: buffer.append(group("b"), 0.1),
@@ -264,10 +263,9 @@ def test_a_killed_redis_is_reported_within_the_deadline(tmp_path: Path) -> None:
             lambda: TrajectoryBuffer(server.url, "demo", 4, reconnect_s=0.1),
         ):
             started = time.monotonic()
-            with pytest.raises(BufferUnavailable) as caught:
+            with pytest.raises(BufferUnavailable):
                 call()
             assert time.monotonic() - started < 2
-            assert password not in str(caught.value)
 
 
 def test_a_redis_that_hangs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +284,6 @@ def test_a_redis_that_hangs_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_redis_that_comes_back_has_lost_nothing(tmp_path: Path) -> None:
     with start_server(tmp_path) as server:
-        port = int(server.url.rsplit(":", 1)[1].split("/")[0])
         buffer = TrajectoryBuffer(server.url, "demo", 8, reconnect_s=10)
         for name in "abcde":
             buffer.append(group(name), 1)
@@ -297,7 +294,7 @@ def test_a_redis_that_comes_back_has_lost_nothing(tmp_path: Path) -> None:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(buffer.append, group("f"), 10)
             time.sleep(0.2)
-            with start_server(tmp_path, port=port):
+            with start_server(tmp_path):
                 assert waiting.result(10)
                 assert not buffer.append(group("a"), 1)
                 assert buffer.acknowledge([first[1].entry_id]) == 1
@@ -315,12 +312,14 @@ def test_a_redis_that_lost_its_data_is_reported(tmp_path: Path) -> None:
             buffer.claim(1, 1)
 
 
-def test_a_wrong_password_and_a_wrong_url_are_reported_at_once(server: RedisServer) -> None:
-    host = server.url.split("@")[1]
-    for url in (f"redis://:wr0ng@{host}", f"redis://{host}"):
-        with pytest.raises(BufferUnavailable, match=r"refused the password") as caught:
-            TrajectoryBuffer(url, "demo", 4)
-        assert "wr0ng" not in str(caught.value)
+def test_a_wrong_password_and_a_wrong_url_are_reported_at_once(tmp_path: Path) -> None:
+    with start_server(tmp_path) as server:
+        redis.Redis.from_url(server.url).config_set("requirepass", "right")
+        for url in (server.url.replace("unix://", "unix://:wr0ng@"), server.url):
+            with pytest.raises(BufferUnavailable, match=r"refused the password") as caught:
+                TrajectoryBuffer(url, "demo", 4)
+            assert "wr0ng" not in str(caught.value)
+        TrajectoryBuffer(server.url.replace("unix://", "unix://:right@"), "demo", 4).close()
     with pytest.raises(BufferUnavailable, match="not a Redis URL") as caught:
         TrajectoryBuffer("redis://:se/cret@host:1", "demo", 4)
     assert "se/" not in str(caught.value)

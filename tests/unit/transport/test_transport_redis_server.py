@@ -36,27 +36,34 @@ def gone_within(pid: int, seconds: float) -> bool:
 
 
 def test_it_is_private(tmp_path: Path) -> None:
-    with start_server(tmp_path / "a folder é") as server:
+    with start_server(tmp_path / "a folder é %@") as server:
         check_redis(server.url)
-        port = int(server.url.rsplit(":", 1)[1].split("/")[0])
-        password = server.url.split(":")[2].split("@")[0]
-        with pytest.raises(redis.AuthenticationError):
-            redis.Redis(port=port).ping()
-        assert password not in repr(server)
-        assert password not in Path(f"/proc/{server.pid}/cmdline").read_text()
-        assert stat.S_IMODE((server.folder / "redis.password").stat().st_mode) == 0o600
-        with socket.socket() as probe:
-            probe.settimeout(0.5)
-            assert probe.connect_ex(("127.0.0.2", port)) != 0
-    assert not running(server.pid)
+        path = server.folder / "redis.sock"
+        assert stat.S_ISSOCK(path.stat().st_mode) and stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert shown(server.url) == server.url
+        assert redis.Redis.from_url(server.url).config_get("port") == {"port": "0"}
+    assert not running(server.pid) and not path.exists()
 
 
-def test_a_second_start_in_its_folder_holds_the_same_data_under_the_same_password(tmp_path: Path) -> None:
+def test_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
+    """107 bytes are the kernel's limit: the socket then lies in a folder of its own, the data where they belong."""
+    folder = tmp_path / ("deep" * 30)
+    with start_server(folder) as server:
+        redis.Redis.from_url(server.url).set("key", "value")
+        path = Path(server.url.removeprefix("unix://"))
+        assert path.is_socket() and folder not in path.parents
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert not path.parent.exists()
+    with start_server(folder) as again:
+        assert redis.Redis.from_url(again.url).get("key") == b"value"
+
+
+def test_a_second_start_in_its_folder_holds_the_same_data_at_the_same_address(tmp_path: Path) -> None:
     with start_server(tmp_path) as first:
         redis.Redis.from_url(first.url).set("key", "value")
     with start_server(tmp_path) as second:
         assert redis.Redis.from_url(second.url).get("key") == b"value"
-        assert second.url.split("@")[0] == first.url.split("@")[0]
+        assert second.url == first.url
         os.kill(second.pid, signal.SIGKILL)
         with start_server(tmp_path) as third:
             assert redis.Redis.from_url(third.url).get("key") == b"value"
@@ -69,15 +76,6 @@ def test_two_servers_never_share_a_folder(tmp_path: Path) -> None:
         pytest.raises(RedisUnavailable, match="another redis-server still runs in"),
     ):
         start_server(tmp_path, deadline_s=0.2)
-
-
-def test_a_taken_port_is_named(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(RedisUnavailable, match="Address already in use"):
-            start_server(tmp_path, port=taken.getsockname()[1])
-    start_server(tmp_path).close()
 
 
 def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -115,8 +113,12 @@ def test_check_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         assert "secret" not in str(caught.value)
     with pytest.raises(RedisUnavailable, match="not a Redis URL"):
         check_redis("http://example.org")
-    with start_server(tmp_path) as server, pytest.raises(RedisUnavailable, match="refused the password"):
-        check_redis("redis://:wrong@" + server.url.split("@")[1])
+    with start_server(tmp_path) as server:
+        redis.Redis.from_url(server.url).config_set("requirepass", "right")
+        with pytest.raises(RedisUnavailable, match="refused the password") as caught:
+            check_redis(server.url.replace("unix://", "unix://:wr0ng@"))
+        assert "wr0ng" not in str(caught.value)
+        check_redis(server.url.replace("unix://", "unix://:right@"))
 
 
 def test_a_url_is_shown_without_its_password() -> None:
