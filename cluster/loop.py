@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.monitor.rolled_group import RolledGroup
-from cluster.monitor.step_statistics import step_row
+from cluster.monitor.step_statistics import StepStatistics
 from cluster.prompt_order import PromptOrder, Visit
 from cluster.rollout import Rollout
 from recipe.config import RunConfig
@@ -92,8 +92,9 @@ class TrainingLoop:
                     rolled = [self._rolled.pop(index) for index in batch]
                     for index in batch:
                         del self._appended[index]
-                    row = step_row(progress.step, rolled, learned, waited, time.monotonic() - began)
-                    self.rollout.telemetry.groups(rolled)
+                    statistics = StepStatistics.of(progress.step, rolled)
+                    row = statistics.row(learned, waited, time.monotonic() - began)
+                    self.rollout.telemetry.groups(statistics)
                     await self.after_step(progress.step, row)
                     if self._is_checkpoint(progress):
                         await self.learners.save(progress.step)

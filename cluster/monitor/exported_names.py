@@ -1,10 +1,11 @@
-"""From what the run knows to the catalogue's metrics: a step's row, and what processes say of themselves."""
+"""From what the run knows to the catalogue's metrics: a step's row and groups, and what processes say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from cluster.monitor.catalogue import ALL, METRICS
+from cluster.monitor.step_statistics import StepStatistics
 from cluster.monitor.store import MetricError, MetricStore
 
 _ROW: dict[str, tuple[str, dict[str, str]]] = {
@@ -44,6 +45,12 @@ _DERIVED = (
     "picture/", "stage_seconds/",
 )  # fmt: skip
 """Names of a row, or prefixes, that Prometheus has from elsewhere: as a rate or a sum, or by task type."""
+
+_GROUPS = (
+    "bicot_picture_entropy_bits", "bicot_picture_edge_ratio", "bicot_group_diversity_ratio", "bicot_reward_mean",
+    "bicot_reward_spread", "bicot_reward_zero_spread_ratio", "bicot_reward_picture_correlation",
+)  # fmt: skip
+"""By task type, by reward and task type, by reward and what it goes together with."""
 
 _REPLICA = {
     "queued": "bicot_engine_queued_requests",
@@ -107,6 +114,28 @@ def show_row(store: MetricStore, row: Mapping[str, float]) -> None:
                 store.add(metric, value, **labels)
             case "histogram":
                 store.observe(metric, value, **labels)
+
+
+def show_groups(store: MetricStore, statistics: StepStatistics) -> None:
+    """Show the newest step's groups; gauges of rewards and task types that it lacks vanish."""
+    values: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in _GROUPS}
+    for task_type, part in statistics.parts.items():
+        values["bicot_picture_entropy_bits"][task_type,] = part.entropy
+        values["bicot_picture_edge_ratio"][task_type,] = part.edges
+        values["bicot_group_diversity_ratio"][task_type,] = part.diversity
+        for reward, one in part.rewards.items():
+            if task_type != ALL:
+                store.add("bicot_reward_scores_total", one.scored, reward=reward, task_type=task_type)
+                store.add("bicot_reward_missing_total", one.missing, reward=reward, task_type=task_type)
+            if one.mean is not None and one.spread is not None and one.zero_spread is not None:
+                values["bicot_reward_mean"][reward, task_type] = one.mean
+                values["bicot_reward_spread"][reward, task_type] = one.spread
+                values["bicot_reward_zero_spread_ratio"][reward, task_type] = one.zero_spread
+    for reward, found in statistics.correlations.items():
+        for statistic, correlation in found.items():
+            values["bicot_reward_picture_correlation"][reward, statistic] = correlation
+    for name, series in values.items():
+        store.replace(name, series)
 
 
 def show_replica(store: MetricStore, pool: str, replica: str, values: Mapping[str, float]) -> None:

@@ -1,75 +1,154 @@
-"""A step's statistics in one flat row: what the trajectories were like, and what the learner made of them."""
+"""A step's statistics, computed once: for the flat row that the run keeps, and for Prometheus by task type."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 
-from cluster.monitor.group_metrics import NO_SPREAD
+import numpy as np
+
+from cluster.monitor.catalogue import ALL
 from cluster.monitor.rolled_group import RolledGroup
 
+NO_SPREAD = 1e-6
+"""Standard deviation up to which members count as having got the same reward."""
 
-def step_row(
-    step: int, rolled: Sequence[RolledGroup], learned: dict[str, float], waited: float, seconds: float
-) -> dict[str, float]:
-    """Everything one step is reported by.
 
-    `waited` are the seconds that the learner stood idle for trajectories, `seconds` the whole step's. Rewards are
-    means over the members that have them; staleness is in versions; `zero_spread/NAME` is the share of groups whose
-    members all got the same reward, and `diversity/image_tokens` the mean share of differing tokens between the
-    pictures of a group. `picture/...` are means of what `picture_stats.Look` holds, `stage_seconds/STAGE` of the
-    seconds that groups spent in a stage, `reward_by_task/REWARD/TASK_TYPE` of a reward over prompts of a type.
+@dataclass(frozen=True, slots=True)
+class RewardStatistics:
+    """One reward over some groups: members scored, and members that miss it.
+
+    `mean` is over the members scored, `spread` the mean standard deviation within a group, `zero_spread` the share of
+    groups whose members all got the same; None where no member was scored.
     """
-    members = [member for one in rolled for member in one.group.members]
-    looks = [look for one in rolled for look in one.looks]
-    images = [member.image for member in members]
-    row: dict[str, float] = {
-        "step": step,
-        "seconds/step": seconds,
-        "seconds/wait_for_rollout": waited,
-        "pictures_per_s": len(members) / seconds,
-        "diversity/image_tokens": fmean(one.diversity for one in rolled),
-        "picture/entropy": fmean(look.entropy for look in looks),
-        "picture/edges": fmean(look.edges for look in looks),
-        "cot/image_tokens": fmean(len(segment.token_ids) for segment in images),
-        **_staleness("image", [step - 1 - segment.weight_version for segment in images]),
-    }
-    written = [member.semantic for member in members if member.semantic]
-    if written:
-        row |= _staleness("semantic", [step - 1 - segment.weight_version for segment in written])
-        row["cot/tokens"] = fmean(len(segment.token_ids) for segment in written)
-        row["cot/cut_off"] = fmean(segment.finish_reason == "length" for segment in written)
-    for stage in rolled[0].stage_seconds:
-        row[f"stage_seconds/{stage}"] = fmean(one.stage_seconds[stage] for one in rolled)
-    return row | _rewards(rolled) | _rewards_by_task(rolled) | learned
+
+    scored: int
+    missing: int
+    mean: float | None
+    spread: float | None
+    zero_spread: float | None
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[float | None]]) -> RewardStatistics:
+        """The statistics of these scores, group by group."""
+        given = [[score for score in group if score is not None] for group in groups]
+        scored = sum(map(len, given))
+        missing = sum(map(len, groups)) - scored
+        if not scored:
+            return cls(0, missing, None, None, None)
+        spreads = [pstdev(group) for group in given if group]
+        mean = fmean(score for group in given for score in group)
+        return cls(scored, missing, mean, fmean(spreads), fmean(spread < NO_SPREAD for spread in spreads))
 
 
-def _staleness(segment: str, versions: Sequence[int]) -> dict[str, float]:
-    return {f"staleness/{segment}": fmean(versions), f"staleness_max/{segment}": float(max(versions))}
+@dataclass(frozen=True, slots=True)
+class GroupStatistics:
+    """Some groups of a step: means of what `Look` holds, mean share of differing image tokens, and the rewards."""
+
+    entropy: float
+    edges: float
+    diversity: float
+    rewards: dict[str, RewardStatistics]
+
+    @classmethod
+    def of(cls, rolled: Sequence[RolledGroup]) -> GroupStatistics:
+        """The statistics of these groups."""
+        looks = [look for one in rolled for look in one.looks]
+        scores = [one.rewards() for one in rolled]
+        return cls(
+            fmean(look.entropy for look in looks),
+            fmean(look.edges for look in looks),
+            fmean(one.diversity for one in rolled),
+            {name: RewardStatistics.of([group[name] for group in scores]) for name in scores[0]},
+        )
 
 
-def _rewards_by_task(rolled: Sequence[RolledGroup]) -> dict[str, float]:
-    values: dict[str, list[float]] = defaultdict(list)
+@dataclass(frozen=True, slots=True)
+class StepStatistics:
+    """A step's groups: `parts` by task type, all of them under `ALL`; correlations by reward (see `correlations`)."""
+
+    step: int
+    rolled: Sequence[RolledGroup]
+    parts: dict[str, GroupStatistics]
+    correlations: dict[str, dict[str, float]]
+
+    @classmethod
+    def of(cls, step: int, rolled: Sequence[RolledGroup]) -> StepStatistics:
+        """The statistics of the groups that `step` trained."""
+        parts: dict[str, list[RolledGroup]] = {ALL: list(rolled)}
+        for one in rolled:
+            parts.setdefault(one.group.prompt.task_type, []).append(one)
+        found = {task_type: GroupStatistics.of(part) for task_type, part in parts.items()}
+        return cls(step, rolled, found, {name: correlations(rolled, name) for name in found[ALL].rewards})
+
+    def row(self, learned: dict[str, float], waited: float, seconds: float) -> dict[str, float]:
+        """Everything the step is reported by, with what the learner says of it.
+
+        `waited` are the seconds that the learner stood idle for trajectories, `seconds` the whole step's. Rewards are
+        means over the members that have them; staleness is in versions; `zero_spread/NAME` is the share of groups
+        whose members all got the same reward, and `diversity/image_tokens` the mean share of differing tokens between
+        the pictures of a group. `picture/...` are means of what `pictures.Look` holds, `stage_seconds/STAGE` of the
+        seconds that groups spent in a stage, `reward_by_task/REWARD/TASK_TYPE` of a reward over prompts of a type.
+        """
+        members = [member for one in self.rolled for member in one.group.members]
+        images = [member.image for member in members]
+        row: dict[str, float] = {
+            "step": self.step,
+            "seconds/step": seconds,
+            "seconds/wait_for_rollout": waited,
+            "pictures_per_s": len(members) / seconds,
+            "diversity/image_tokens": self.parts[ALL].diversity,
+            "picture/entropy": self.parts[ALL].entropy,
+            "picture/edges": self.parts[ALL].edges,
+            "cot/image_tokens": fmean(len(segment.token_ids) for segment in images),
+            **self._staleness("image", [segment.weight_version for segment in images]),
+        }
+        written = [member.semantic for member in members if member.semantic]
+        if written:
+            row |= self._staleness("semantic", [segment.weight_version for segment in written])
+            row["cot/tokens"] = fmean(len(segment.token_ids) for segment in written)
+            row["cot/cut_off"] = fmean(segment.finish_reason == "length" for segment in written)
+        for stage in self.rolled[0].stage_seconds:
+            row[f"stage_seconds/{stage}"] = fmean(one.stage_seconds[stage] for one in self.rolled)
+        return row | self._rewards() | learned
+
+    def _staleness(self, segment: str, versions: Sequence[int]) -> dict[str, float]:
+        behind = [self.step - 1 - version for version in versions]
+        return {f"staleness/{segment}": fmean(behind), f"staleness_max/{segment}": float(max(behind))}
+
+    def _rewards(self) -> dict[str, float]:
+        everywhere = self.parts[ALL].rewards
+        row: dict[str, float | None] = {f"reward/{name}": one.mean for name, one in everywhere.items()}
+        row |= {f"reward_missing/{name}": float(one.missing) for name, one in everywhere.items()}
+        row |= {f"zero_spread/{name}": one.zero_spread for name, one in everywhere.items()}
+        for name in sorted(everywhere):
+            for task_type in sorted(self.parts.keys() - {ALL}):
+                row[f"reward_by_task/{name}/{task_type}"] = self.parts[task_type].rewards[name].mean
+        return {name: value for name, value in row.items() if value is not None}
+
+
+def correlations(rolled: Sequence[RolledGroup], reward: str) -> dict[str, float]:
+    """Pearson correlation of a reward with `entropy`, `edges` and `diversity`; those without spread are left out.
+
+    Entropy and edges are compared within groups (both sides less their group's mean), so that prompts which ask for
+    more do not count; diversity is a group's, and compared with the group's mean reward.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = {"entropy": [], "edges": [], "diversity": []}
     for one in rolled:
-        for name, scores in one.rewards().items():
-            given = [score for score in scores if score is not None]
-            values[f"reward_by_task/{name}/{one.group.prompt.task_type}"] += given
-    return {name: fmean(scores) for name, scores in sorted(values.items()) if scores}
-
-
-def _rewards(rolled: Sequence[RolledGroup]) -> dict[str, float]:
-    values: dict[str, list[float]] = defaultdict(list)
-    spreads: dict[str, list[float]] = defaultdict(list)
-    missing: dict[str, int] = defaultdict(int)
-    for one in rolled:
-        for name, scores in one.rewards().items():
-            given = [score for score in scores if score is not None]
-            missing[name] += len(scores) - len(given)
-            values[name] += given
-            if given:
-                spreads[name].append(pstdev(given))
-    row = {f"reward/{name}": fmean(scores) for name, scores in values.items() if scores}
-    row |= {f"reward_missing/{name}": float(count) for name, count in missing.items()}
-    shares = {name: fmean(one < NO_SPREAD for one in spread) for name, spread in spreads.items() if spread}
-    return row | {f"zero_spread/{name}": share for name, share in shares.items()}
+        scored = [
+            (score, look) for score, look in zip(one.rewards()[reward], one.looks, strict=True) if score is not None
+        ]
+        if not scored:
+            continue
+        mean = fmean(score for score, _ in scored)
+        entropy, edges = (fmean(getattr(look, name) for _, look in scored) for name in ("entropy", "edges"))
+        pairs["entropy"] += [(score - mean, look.entropy - entropy) for score, look in scored]
+        pairs["edges"] += [(score - mean, look.edges - edges) for score, look in scored]
+        pairs["diversity"].append((mean, one.diversity))
+    found = {}
+    for name, points in pairs.items():
+        x, y = np.array(points, dtype=float).reshape(-1, 2).T
+        if len(x) > 1 and x.std() > NO_SPREAD and y.std() > NO_SPREAD:
+            found[name] = float(np.corrcoef(x, y)[0, 1])
+    return found

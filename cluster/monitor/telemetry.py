@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 
-from cluster.monitor.exported_names import show_buffer, show_replica, show_reward_service, show_row
-from cluster.monitor.group_metrics import show_groups
+from cluster.monitor.exported_names import show_buffer, show_groups, show_replica, show_reward_service, show_row
 from cluster.monitor.page import MetricsPage, TargetGroup, netloc, target_groups
-from cluster.monitor.rolled_group import RolledGroup
+from cluster.monitor.step_statistics import StepStatistics
 from cluster.monitor.store import MetricStore
 from cluster.monitor.trackers import trackers
 from cluster.pools.pool import Pool
@@ -157,9 +156,9 @@ class Telemetry:
         self.store.set("bicot_checkpoint_timestamp_seconds", at)
         self.store.set("bicot_checkpoint_write_seconds", seconds)
 
-    def groups(self, rolled: Sequence[RolledGroup]) -> None:
+    def groups(self, statistics: StepStatistics) -> None:
         """Show a step's groups by reward and task type."""
-        show_groups(self.store, rolled)
+        show_groups(self.store, statistics)
 
     def step(self, row: Mapping[str, float]) -> None:
         """Record one training step: `row` holds "step" and flat names such as "reward/detector" or "kl/image"."""

@@ -18,12 +18,11 @@ from prometheus import ROOT, binary
 from prometheus_client import generate_latest
 
 from cluster.monitor.catalogue import METRICS, RAY_METRICS, SECTIONS, markdown, series_names
-from cluster.monitor.exported_names import show_replica, show_row, unknown_names
-from cluster.monitor.group_metrics import correlations, show_groups
+from cluster.monitor.exported_names import show_groups, show_replica, show_row, unknown_names
 from cluster.monitor.page import MetricsPage, target_groups
 from cluster.monitor.pictures import Look, look
 from cluster.monitor.rolled_group import RolledGroup
-from cluster.monitor.step_statistics import step_row
+from cluster.monitor.step_statistics import StepStatistics, correlations
 from cluster.monitor.store import MetricError, MetricStore
 from deploy.grafana.build import BOARDS, FOLDER, rendered
 from deploy.grafana.panels import metric
@@ -172,7 +171,7 @@ def test_a_look_at_pictures() -> None:
 
 def test_groups_by_reward_and_task_type() -> None:
     store = MetricStore("demo")
-    show_groups(store, GROUPS)
+    show_groups(store, StepStatistics.of(1, GROUPS))
 
     def value(name: str, task_type: str) -> float | None:
         return store.value(f"bicot_reward_{name}", reward="detector", task_type=task_type)
@@ -187,7 +186,7 @@ def test_groups_by_reward_and_task_type() -> None:
     )
     assert store.value("bicot_picture_entropy_bits", task_type="all") == 2
     assert store.value("bicot_group_diversity_ratio", task_type="color") == pytest.approx(1 / 3)
-    show_groups(store, GROUPS[1:])
+    show_groups(store, StepStatistics.of(2, GROUPS[1:]))
     assert value("mean", "color") is None and value("missing_total", "shape") == 2
 
 
@@ -199,7 +198,8 @@ def test_what_goes_together_within_a_group() -> None:
 
 
 def test_a_row_and_its_metrics() -> None:
-    row = step_row(3, GROUPS, {"kl": 0.1, "kl/image": 0.2, "tokens/image": 12.0, "seconds/score": 0.5}, 1.0, 4.0)
+    learned = {"kl": 0.1, "kl/image": 0.2, "tokens/image": 12.0, "seconds/score": 0.5}
+    row = StepStatistics.of(3, GROUPS).row(learned, 1.0, 4.0)
     assert (
         row["reward/detector"] == 0.5 and row["reward_missing/detector"] == 1 and row["zero_spread/detector"] == 0.5
     )
