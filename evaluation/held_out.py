@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from policy.prompts import PromptRecord
+from policy.prompts import PromptRecord, spread
 from policy.seeds import member_seed
 from recipe.errors import StageError
 from recipe.run_folder import RunFolder, write_atomically
@@ -62,7 +62,7 @@ class HeldOut:
         self._members = members
         self._metric = metric
         self._together = together
-        self._shown = set(_spread(prompts, samples))
+        self._shown = {prompt.id for prompt in spread(prompts, samples)}
 
     async def score(self, painter: Painter, step: int, folder: RunFolder, show: Show) -> HeldOutScores:
         """Draw and score the split at the present weights; keep the samples in the run folder, and `show` them.
@@ -126,13 +126,3 @@ class HeldOut:
         if pictures:
             texts = [f"**{row['prompt']}** {row['cot']}" for row in rows]
             show(step, np.stack(pictures), texts)
-
-
-def _spread(prompts: Sequence[PromptRecord], count: int) -> list[str]:
-    """Ids of `count` prompts, taken from every family in turn."""
-    families: dict[str, list[str]] = defaultdict(list)
-    for prompt in prompts:
-        families[prompt.group].append(prompt.id)
-    turns = max((len(ids) for ids in families.values()), default=0)
-    order = [ids[turn] for turn in range(turns) for ids in families.values() if turn < len(ids)]
-    return order[:count]

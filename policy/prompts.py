@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -129,6 +129,15 @@ def _parse(line: str, where: str) -> PromptRecord:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "row"
         raise PromptFileError(f"{where}: {key}: {first['msg']}") from error
+
+
+def spread(records: Sequence[PromptRecord], count: int) -> list[PromptRecord]:
+    """`count` records, one of every `group` in turn."""
+    by_group: dict[str, list[PromptRecord]] = defaultdict(list)
+    for record in records:
+        by_group[record.group].append(record)
+    turns = max(map(len, by_group.values()), default=0)
+    return [part[turn] for turn in range(turns) for part in by_group.values() if turn < len(part)][:count]
 
 
 def rows_by_task(records: Iterable[PromptRecord]) -> dict[str, int]:

@@ -7,12 +7,10 @@ objective, ZeRO stage, LoRA. What breaks here would have broken on the cluster, 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from policy.prompts import PromptFileError, PromptRecord, load_prompts
+from policy.prompts import PromptFileError, load_prompts, spread
 from policy.tiny import write_tiny_janus
 from recipe.config import RunConfig
 from recipe.errors import RunError
@@ -78,16 +76,6 @@ def rehearsal(config: RunConfig, folder: Path, rows: int, layout: str) -> RunCon
 
 
 _CPU = {"replicas": 1, "cpus": 0.1, "gpus": 0, "threads": 1}
-
-
-def spread(records: Sequence[PromptRecord], count: int) -> list[PromptRecord]:
-    """`count` records, taken from every task type in turn."""
-    by_task: dict[str, list[PromptRecord]] = defaultdict(list)
-    for record in records:
-        by_task[record.task_type].append(record)
-    turns = max(map(len, by_task.values()))
-    in_turn = [group[turn] for turn in range(turns) for group in by_task.values() if turn < len(group)]
-    return in_turn[:count]
 
 
 def _update(tree: dict[str, Any], changes: dict[str, Any]) -> None:

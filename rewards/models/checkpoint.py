@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from rewards.base import Reward
 from rewards.config import Scoring
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 class RewardCheckpointError(ValueError):
     """A checkpoint that cannot be used; names the option, the folder or file, and what is wrong."""
+
+
+class CheckpointReward(Reward):
+    """A reward whose model lies at its option `checkpoint`, a folder or a file."""
+
+    @classmethod
+    def parameters(cls, options: Mapping[str, Any]) -> int:
+        """Parameters of the whole model."""
+        return count_parameters(Path(options["checkpoint"]))
 
 
 def require_files(folder: Path, option: str, what: str, *names: str | Sequence[str]) -> None:

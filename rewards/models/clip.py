@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from policy.prompts import PromptRecord
-from rewards.base import Reward
 from rewards.models.checkpoint import (
-    count_parameters,
+    CheckpointReward,
     load_model,
     read_config,
     require_dtype,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 MOST_TEXTS = 4096
 
 
-class ClipCosine(Reward):
+class ClipCosine(CheckpointReward):
     """Cosine similarity in [-1, 1] under a `CLIPModel`; a subclass loads it and says how pictures become pixels.
 
     A prompt is embedded once, however many pictures and calls it has: the last `MOST_TEXTS` are kept. Prompts longer
@@ -92,11 +91,6 @@ class ClipScore(ClipCosine):
         require_files(folder, "checkpoint", "a CLIP checkpoint", *names)
         read_config(folder, "checkpoint", "clip")
         require_dtype(options)
-
-    @classmethod
-    def parameters(cls, options: Mapping[str, Any]) -> int:
-        """Parameters of both towers."""
-        return count_parameters(Path(options["checkpoint"]))
 
     def pixels(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """As the checkpoint's own processor makes them."""

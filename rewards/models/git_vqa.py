@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from policy.prompts import PromptRecord
-from rewards.base import Reward
 from rewards.config import Scoring
 from rewards.models.checkpoint import (
-    count_parameters,
+    CheckpointReward,
     load_model,
     read_config,
     require_dtype,
@@ -31,7 +30,7 @@ NOT_ASKED = ("spatial", "numeracy")
 MOST_ROWS = 32  # questions in one forward
 
 
-class GitVqa(Reward):
+class GitVqa(CheckpointReward):
     """Mean of P(yes) / (P(yes) + P(no)) over the questions "<phrase>?", in [0, 1].
 
     Phrases are the prompt's `attr_nouns`, or its `nouns` where it has none. Spatial and numeracy prompts are not
@@ -58,11 +57,6 @@ class GitVqa(Reward):
         read_config(folder, "checkpoint", "git")
         require_dtype(options)
         require_scoring(options)
-
-    @classmethod
-    def parameters(cls, options: Mapping[str, Any]) -> int:
-        """Parameters of picture encoder and decoder."""
-        return count_parameters(Path(options["checkpoint"]))
 
     def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
         """One mean a picture; pictures with equally many questions share forwards."""

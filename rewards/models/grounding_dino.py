@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from policy.prompts import PromptRecord
-from rewards.base import Reward
 from rewards.config import Scoring
 from rewards.models.checkpoint import (
+    CheckpointReward,
     RewardCheckpointError,
-    count_parameters,
     load_model,
     read_config,
     require_files,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 MOST_PICTURES = 8  # in one forward
 
 
-class GroundingDino(Reward):
+class GroundingDino(CheckpointReward):
     """Existence, relation or count of a prompt's objects, in [0, 1]; runs in float32, as boxes need it."""
 
     def __init__(self, checkpoint: str, box_threshold: float = 0.3, scoring: Scoring = "paper") -> None:
@@ -56,11 +55,6 @@ class GroundingDino(Reward):
         require_scoring(options)
         if not 0 <= options.get("box_threshold", 0.3) < 1:
             raise RewardCheckpointError(f"box_threshold: {options['box_threshold']} is not in [0, 1)")
-
-    @classmethod
-    def parameters(cls, options: Mapping[str, Any]) -> int:
-        """Parameters of the whole detector."""
-        return count_parameters(Path(options["checkpoint"]))
 
     def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
         """One score a picture, by the rules that `scoring` names."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from rewards.models.checkpoint import (
     RewardCheckpointError,
-    count_parameters,
     load_model,
     require_dtype,
     require_files,
@@ -63,11 +62,6 @@ class Hps(ClipCosine):
         files = (("tokenizer.json", "merges.txt"), ("tokenizer.json", "vocab.json"))
         require_files(Path(options["tokenizer"]), "tokenizer", "a CLIP tokenizer", *files)
         require_dtype(options)
-
-    @classmethod
-    def parameters(cls, options: Mapping[str, Any]) -> int:
-        """Parameters of both towers."""
-        return count_parameters(Path(options["checkpoint"]))
 
     def pixels(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """As HPSv2 makes them: resized in floats (bicubic, antialiased), cut to the middle square, normalised."""

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from policy.prompts import PromptRecord
-from rewards.base import Reward
 from rewards.config import Scoring
 from rewards.models import llava_qwen
 from rewards.models.checkpoint import (
-    count_parameters,
+    CheckpointReward,
     load_model,
     read_config,
     require_dtype,
@@ -34,7 +33,7 @@ TEMPERATURE = 0.3
 TOP_K = 50
 
 
-class Orm(Reward):
+class Orm(CheckpointReward):
     """P(yes) / (P(yes) + P(no)) of the first answer token, in [0, 1], from one deterministic forward.
 
     `scoring: t2i_r1_code` draws that token at temperature 0.3 instead, seeded by picture and prompt, and scores 0
@@ -77,11 +76,6 @@ class Orm(Reward):
             require_files(folder, "checkpoint", "a LLaVA-OneVision checkpoint", "*processor_config.json")
         require_dtype(options)
         require_scoring(options)
-
-    @classmethod
-    def parameters(cls, options: Mapping[str, Any]) -> int:
-        """Parameters of vision tower, projector and language model."""
-        return count_parameters(Path(options["checkpoint"]))
 
     def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
         """One share of yes a picture."""

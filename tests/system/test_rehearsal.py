@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from policy.prompts import load_prompts
+from policy.prompts import load_prompts, spread
 from recipe.config import load_config
-from recipe.rehearsal import rehearsal, spread
+from recipe.rehearsal import rehearsal
 from recipe.run_folder import RunFolder, read_json_lines
 
 DATA = ROOT.parent / "shared" / "data" / "t2i_r1"
