@@ -1,10 +1,12 @@
-"""The running system.
+"""The running system. Read it downwards: each calls the next.
 
-cli                            the commands: check, train (job), rehearsal, generate, export, report
-job, system                    a run's life          loop, rollout        the training loop, one group's way
-config, session                run config, Ray       pool, worker         replicas and the process of each
-learner_ranks                  its processes         held_out, step_row   what is measured
-metrics_*, row_metrics         every metric          telemetry, console   what is shown
-observer, trackers             who asks, who tells   memory               what each pool needs of its GPU
-report_*, chart, templates/    the report's parts    environment_facts    what a run ran on
+cli            the commands: check, train, rehearse, generate, export, report
+run            a run's life: check, start, score, train, score, report
+system         every part of it, started side by side and closed in order
+loop           the training loop: admit, roll out, learn, publish
+rollout        one group's way: CoT, picture, rewards
+prompt_order   which prompt is visited when
+console        what a person sees meanwhile
+
+`pools/` are the processes, `monitor/` what they show of themselves.
 """

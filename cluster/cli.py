@@ -115,9 +115,9 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     prepare(config)
     _require(config, console)
-    from cluster.run import run_job
+    from cluster.run import train
 
-    return run_job(config, console, resume=arguments.resume, fresh=arguments.fresh)
+    return train(config, console, resume=arguments.resume, fresh=arguments.fresh)
 
 
 def _require(config: RunConfig, console: Console) -> None:
@@ -141,13 +141,13 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     )
     prepare(config)
     from cluster.pools.worker import log_to
-    from cluster.run import run_job
+    from cluster.run import train
     from recipe.rehearsal import rehearsal
 
     log_to(Path(arguments.folder) / "models.log")
     small = rehearsal(config, Path(arguments.folder), arguments.rows, arguments.layout)
     _require(small, console)
-    return run_job(small, console, resume=False, fresh=True)
+    return train(small, console, resume=False, fresh=True)
 
 
 def _report(arguments: argparse.Namespace) -> int:

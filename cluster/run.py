@@ -1,4 +1,4 @@
-"""A training job from its first line on the console to its last: check, start, train, score, report."""
+"""A training run from its first line on the console to its last: check, start, train, score, report."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
-def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int:
-    """Run a training job to its end; the exit code. What libraries print goes to the run folder's logs.
+def train(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int:
+    """Train to the end; the exit code. What libraries print goes to the run folder's logs.
 
     A run that fails tells its console in a sentence. `check.require` came before.
 
@@ -43,7 +43,7 @@ def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> i
     display = RunDisplay(console, config.steps, config.held_out.metric if config.held_out else None)
     try:
         with display:
-            summary = asyncio.run(_Job(config, folder, display, resume).run())
+            summary = asyncio.run(_Run(config, folder, display, resume).run())
     except asyncio.CancelledError:
         summary = None
     except Exception as error:  # whatever it is: one sentence for the console, the whole of it for the log
@@ -61,7 +61,7 @@ def run_job(config: RunConfig, console: Console, resume: bool, fresh: bool) -> i
 
 
 @dataclass(slots=True)
-class _Job:
+class _Run:
     config: RunConfig
     folder: RunFolder
     display: RunDisplay

@@ -7,7 +7,7 @@ shell  engine       DeepSpeed steps on N ranks              zero          how De
        loading      the engine of a checkpoint, in parts    scorer        the module that it wraps
        adapter      LoRA: what trains instead of weights    export        the policy, tensor by tensor
        checkpoint   everything a run is resumed from        process_group rendezvous with deadlines
-       actor        LearnerRank, which a Ray actor hosts    mfu           FLOPs of a step by what devices could do
+       rank         LearnerRank, which a Ray actor hosts    mfu           FLOPs of a step by what devices could do
 
 Gotchas: nearly every method of the engine is a collective, so an error on one rank leaves the others waiting until
 their deadline. Losses are sums that the engine divides by the tokens of the whole batch: never take a mean over a

@@ -1,1 +1,9 @@
-"""What a run asks for, and where it lives: its config, checks, and folder."""
+"""What a run asks for, and where it lives. Needs no Ray.
+
+config       the run config: one YAML file         check       is it all there? what `bicot check` says
+resources    CPUs and GPUs of each pool            memory      what each pool needs of its GPU
+rehearsal    the same run with tiny models         provenance  versions, commit and machine of a run
+run_folder   the paths of a run, and its files     errors      what ends a run, as one sentence
+
+`run_folder.write_atomically` and `append_json` are how every file of a run is written that somebody may be reading.
+"""
