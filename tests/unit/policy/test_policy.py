@@ -14,7 +14,7 @@ from policy.config import PolicyConfig, Templates
 from policy.guidance import entropy, guided_logits, log_distribution
 from policy.janus import CheckpointError, Policy, load_policy, save_policy, trained_parameters
 from policy.pictures import decode_pictures, to_png
-from policy.prompts import PromptFileError, load_prompts, rows_by_task
+from policy.prompts import PromptFileError, PromptRecord, load_prompts, rows_by_task, spread
 from policy.seeds import member_seed
 from policy.tokens import unconditional
 
@@ -64,6 +64,17 @@ def test_excluded_prompts_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not T2I_R1.is_file(), reason="needs ../shared/data/t2i_r1")
+def test_spread_takes_every_group_in_turn() -> None:
+    """A prompt's group is its family, or its task type where it has none."""
+    records = [
+        PromptRecord(prompt=name, task_type="color", nouns=("dog",), family=family)
+        for name, family in (("a", "x"), ("b", "x"), ("c", "x"), ("d", None), ("e", "y"))
+    ]
+    assert [one.prompt for one in spread(records, 4)] == ["a", "d", "e", "b"]
+    assert [one.prompt for one in spread(records, 9)] == ["a", "d", "e", "b", "c"]
+    assert spread([], 3) == []
+
+
 def test_t2i_r1_without_the_prompts_of_t2i_compbench() -> None:
     validation = sorted((T2I_R1.parents[1] / "t2i_compbench").glob("*_val*.txt"))
     left = {record.prompt for record in load_prompts(T2I_R1, validation)}
