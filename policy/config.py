@@ -15,6 +15,9 @@ INSTRUCTION = (
 Join = Literal["sentence", "verbatim"]
 """How prompt and CoT are put together in stage 2."""
 
+Pixels = Literal["round", "truncate"]
+"""How a pixel's value becomes a whole byte."""
+
 
 class Templates(BaseModel):
     """The wording of both stages. Stage 1 asks for the semantic-level CoT, stage 2 for the picture."""

@@ -185,6 +185,19 @@ def test_pictures(tiny_policy: Policy) -> None:
     assert to_png(pictures[0]).startswith(b"\x89PNG")
 
 
+def test_how_values_become_bytes(tiny_policy: Policy) -> None:
+    tokens = torch.randint(32, (8, tiny_policy.layout.image_tokens))
+    with torch.no_grad():
+        decoded = tiny_policy.model.model.vqmodel.decode(tokens).double().permute(0, 2, 3, 1)
+    values = ((decoded + 1) / 2 * 255).clamp(0, 255)
+    nearest, lower = (decode_pictures(tiny_policy.model, tokens, pixels) for pixels in ("round", "truncate"))
+    sure = ((values % 1 - 0.5).abs() < 0.499).numpy()  # not a float32's rounding away from the next byte
+    assert sure.mean() > 0.9
+    assert (lower == values.floor().numpy())[sure].all()
+    assert (nearest == values.round().numpy())[((values % 1 - 0.5).abs() > 0.001).numpy()].all()
+    assert 0.4 < (nearest - lower == 1).mean() < 0.6 and (nearest - lower).max() == 1
+
+
 def test_seeds_differ_and_stay() -> None:
     assert member_seed(1, "ab", 0, 3) == member_seed(1, "ab", 0, 3)
     seeds = {member_seed(r, p, v, m) for r in range(3) for p in ("a", "b") for v in range(3) for m in range(8)}
