@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 import pytest
+import yaml
 from paths import ROOT, SHARED
 
 from policy.config import Templates
@@ -106,3 +109,14 @@ def test_the_script_s_recipe_takes_its_other_choices() -> None:
         ("hps", 1), ("detector", 1), ("vqa", 1), ("orm", 1)
     ]  # fmt: skip
     assert config.rewards.services[0].options["dtype"] == "float16" and config.rewards.scoring == "t2i_r1_code"
+
+
+def test_the_page_of_departures_says_what_the_recipe_sets() -> None:
+    page = (ROOT / "docs" / "departures.md").read_text(encoding="utf-8")
+    said = re.findall(r"`((?:policy|semantic|image|learner|rewards)\.[a-z_0-9.]+): ([^`]+)`", page)
+    assert len(said) == 9
+    for key, value in said:
+        node: Any = recipe("t2i_r1_code").model_dump(mode="json")
+        for part in key.split("."):
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        assert yaml.safe_load(value if not isinstance(node, str) else f'"{value}"') == node, key
