@@ -4,6 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
+from policy.config import Pixels
+
 
 class _Pool(BaseModel):
     """Size and resources of one pool of actors."""
@@ -66,6 +68,11 @@ class ImageConfig(_Pool):
     guidance_scale: float = Field(5.0, ge=1, description="Classifier-free guidance scale w; 1 is off.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
     decode_batch: int = Field(16, ge=1, description="Pictures that the VQ decoder makes at once; bounds its memory.")
+    pixels: Pixels = Field(
+        "round",
+        description="How a decoded value becomes a byte. round: the nearest. truncate: the next one down, as in "
+        "T2I-R1's script; half of all bytes are then one lower.",
+    )
     compile: bool = Field(
         False, description="Let torch compile the decode step: seconds at the first pictures, then faster. Needs a "
         "C++ compiler on CPU."

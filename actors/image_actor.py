@@ -66,7 +66,8 @@ class Painter:
         outputs: dict[int, ImageOutput] = {}
         for start in range(0, len(done), self._config.decode_batch):
             part = done[start : start + self._config.decode_batch]
-            pictures = decode_pictures(self._policy.model, torch.stack([image.token_ids for _, image in part]))
+            tokens = torch.stack([image.token_ids for _, image in part])
+            pictures = decode_pictures(self._policy.model, tokens, self._config.pixels)
             for (key, image), picture in zip(part, pictures, strict=True):
                 segment = ImageSegment(
                     prompt_ids=self._prompts.pop(key),

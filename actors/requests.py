@@ -18,7 +18,7 @@ class SemanticRequest:
 
 @dataclass(frozen=True, slots=True)
 class SemanticOutput:
-    """The CoT as tokens and as text (`cot`, without special tokens)."""
+    """The CoT as tokens and as text (`cot`, without special tokens, and with the space around it that was drawn)."""
 
     segment: SemanticSegment
     cot: str

@@ -12,6 +12,13 @@ INSTRUCTION = (
 )
 
 
+Join = Literal["sentence", "verbatim"]
+"""How prompt and CoT are put together in stage 2."""
+
+Pixels = Literal["round", "truncate"]
+"""How a pixel's value becomes a whole byte."""
+
+
 class Templates(BaseModel):
     """The wording of both stages. Stage 1 asks for the semantic-level CoT, stage 2 for the picture."""
 
@@ -20,9 +27,18 @@ class Templates(BaseModel):
     system: str = Field("", description="System text before the turn of stage 1; empty for none.")
     instruction: str = Field(INSTRUCTION, description="User text of stage 1, with a {prompt} slot.")
     image: str = Field("{prompt}. {cot}", description="User text of stage 2, with {prompt} and {cot} slots.")
+    join: Join = Field(
+        "sentence",
+        description="What fills the slots of `image`. sentence: the prompt without a full stop at its end, and the "
+        "CoT without space around it; where the CoT is empty, the prompt alone is the user text. verbatim: both as "
+        "they are, as in T2I-R1's script: a prompt that ends in a full stop gets a second one, the space that a CoT "
+        "begins with stays, and an empty CoT leaves the full stop.",
+    )
     chat: str = Field(
         "<|User|>: {user}\n\n<|Assistant|>:",
-        description="One chat turn in the model's format, with a {user} slot.",
+        description="One chat turn, with a {user} slot. The default has the role tokens that Janus-Pro was trained "
+        "with. T2I-R1's script writes plain 'User: {user}\\n\\nAssistant:', in training and inference; so must "
+        "whoever prompts the released T2I-R1 checkpoint.",
     )
 
     @model_validator(mode="after")

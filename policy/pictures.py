@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from policy.config import Pixels
+
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration
 
@@ -19,10 +21,16 @@ Picture = NDArray[np.uint8]
 
 
 @torch.inference_mode()
-def decode_pictures(model: JanusForConditionalGeneration, token_ids: Tensor) -> Picture:
-    """Decode image tokens [B, N] with the checkpoint's VQ decoder to uint8 pictures [B, H, W, 3]."""
-    pixels = model.model.vqmodel.decode(token_ids.to(model.device)).float()
-    return ((pixels + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def decode_pictures(model: JanusForConditionalGeneration, token_ids: Tensor, pixels: Pixels = "round") -> Picture:
+    """Decode image tokens [B, N] with the checkpoint's VQ decoder to uint8 pictures [B, H, W, 3].
+
+    `pixels` says how values between two whole bytes become one.
+    """
+    decoded = model.model.vqmodel.decode(token_ids.to(model.device)).float()
+    values = ((decoded + 1) * 127.5).clamp(0, 255)
+    if pixels == "round":
+        values = values.round()
+    return values.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def to_png(picture: Picture) -> bytes:

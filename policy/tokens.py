@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 END_OF_IMAGE = "<end_of_image>"
+_SLOT = re.compile(r"\{prompt\}|\{cot\}")
 
 
 class TokenizerError(ValueError):
@@ -100,21 +101,23 @@ class PromptBuilder:
         return self._turn(self._templates.instruction.replace("{prompt}", prompt), self._templates.system)
 
     def image_prompt(self, prompt: str, cot: str) -> list[int]:
-        """Stage 2: the chat turn `{prompt}. {cot}` and begin-of-image; the prompt alone when `cot` is empty."""
-        if cot:
-            # One full stop between the two, also for prompts that bring their own.
-            stem = prompt.rstrip().rstrip(".").rstrip()
-            text = self._templates.image.replace("{prompt}", stem, 1).replace("{cot}", cot, 1)
-        else:
-            text = prompt
+        """Stage 2: the chat turn with prompt and CoT, put together as `templates.join` says, and begin-of-image."""
+        if self._templates.join == "sentence":
+            prompt, cot = prompt.strip(), cot.strip()
+            if not cot:
+                return [*self._turn(prompt), self._layout.boi]
+            prompt = prompt.rstrip(".").rstrip()  # the template has a full stop of its own
+        slots = {"{prompt}": prompt, "{cot}": cot}
+        text = _SLOT.sub(lambda slot: slots[slot[0]], self._templates.image)
         return [*self._turn(text), self._layout.boi]
 
     def decode(self, token_ids: Sequence[int] | Tensor) -> str:
-        """The CoT's text, without special tokens and surrounding space."""
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+        """The CoT's text as it was drawn, but for special tokens; space around it is `image_prompt`'s to keep."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def _turn(self, user: str, system: str = "") -> list[int]:
-        text = self._templates.chat.replace("{user}", self._plain(user))
+        """BOS and a chat turn; there is no space around the user text, as in Janus's own code."""
+        text = self._templates.chat.replace("{user}", self._plain(user).strip())
         if system:
             text = f"{system}\n\n{text}"
         return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]

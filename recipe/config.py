@@ -172,7 +172,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """Read a run config and apply overrides such as `learner.optimizer.lr=1e-5`.
 
     Where `policy.templates.instruction` is a mapping with the key `file`, the text of that file takes its place, so
-    that a resolved config holds all that was asked. The slot for the prompt is {prompt} or {} in it.
+    that a resolved config holds all that was asked. The slot for the prompt is {prompt} or {} in it. A file that is
+    not there is looked for by its name beside `prompts.train`.
 
     Raises:
         ConfigError: the file cannot be read, an override is malformed, or a key is unknown or out of bounds.
@@ -246,8 +247,12 @@ def _read_instruction(tree: dict[str, Any], path: Path) -> None:
         return
     if list(node) != ["file"]:
         raise ConfigError(f"{path}: policy.templates.instruction: write a text, or a mapping with the one key `file`")
+    file = Path(str(node["file"]))
+    prompts = tree.get("prompts")
+    if not file.exists() and isinstance(prompts, dict):
+        file = Path(str(prompts.get("train"))).parent / file.name
     try:
-        text = Path(str(node["file"])).read_text(encoding="utf-8").strip()
+        text = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: policy.templates.instruction.file: {node['file']} cannot be read: {error}"

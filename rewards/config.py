@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 Scoring = Literal["paper", "t2i_r1_code"]
-"""Whose rules turn what the models see into scores; docs/rewards.md lists the differences."""
+"""Whose rules turn what the models see into scores; docs/departures.md lists the differences."""
 
 
 class _Config(BaseModel):

@@ -69,10 +69,13 @@ class Rendered:
         }
 
     def run(self) -> RunConfig:
-        """The run that a RayJob's entrypoint asks for, resolved as `bicot train` resolves it."""
+        """The run that a RayJob's entrypoint asks for, resolved as `bicot train` resolves it.
+
+        But for the instruction, which lies beside the prompts, on the cluster's volume.
+        """
         words = shlex.split(self.kind("RayJob")[0]["spec"]["entrypoint"])
         assert words[:4] == ["python", "-m", "cluster", "train"]
-        return load_config(ROOT / words[4], words[5:])
+        return load_config(ROOT / words[4], [*words[5:], "policy.templates.instruction=plan {prompt}"])
 
 
 def render(folder: Path, overlay: str) -> Rendered:

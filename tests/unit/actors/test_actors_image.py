@@ -15,7 +15,7 @@ from actors.config import ImageConfig
 from actors.errors import DeadlineError, EngineError, PromptError, WeightsError
 from actors.image_actor import ImageActor
 from actors.requests import ImageOutput, ImageRequest
-from policy.config import PolicyConfig
+from policy.config import Pixels, PolicyConfig
 from policy.janus import Policy, load_policy
 from policy.pictures import decode_pictures
 from policy.scoring import Scorer, ScoreRows, SegmentRows
@@ -59,6 +59,20 @@ def test_outputs_hold_all_the_learner_needs(actor: ImageActor, tiny_policy: Poli
         assert (segment.guidance_scale, segment.temperature, segment.weight_version) == (2.0, 1.0, 0)
         assert output.picture.shape == (16, 16, 3) and output.picture.dtype == np.uint8
         assert np.abs(output.picture.astype(int) - picture.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(("pixels", "other"), [("round", "truncate"), ("truncate", "round")])
+def test_bytes_are_made_as_the_config_says(
+    pixels: Pixels, other: Pixels, tiny_config: PolicyConfig, tiny_policy: Policy
+) -> None:
+    actor = ImageActor(tiny_config, CONFIG.model_copy(update={"pixels": pixels}))
+    outputs = run(actor.sample(requests(8)))
+    actor.close()
+    tokens = torch.stack([output.segment.token_ids for output in outputs])
+    drawn = np.stack([output.picture for output in outputs])
+    # a value may lie a rounding away from the next byte, in another batch
+    assert (drawn == decode_pictures(tiny_policy.model, tokens, pixels)).mean() > 0.99
+    assert (drawn == decode_pictures(tiny_policy.model, tokens, other)).mean() < 0.6
 
 
 def test_groups_that_stream_in_share_a_batch_and_change_nothing(actor: ImageActor) -> None:

@@ -10,13 +10,15 @@ import pytest
 import torch
 from paths import SHARED
 
-from policy.config import PolicyConfig, Templates
+from policy.config import Join, PolicyConfig, Templates
 from policy.guidance import entropy, guided_logits, log_distribution
 from policy.janus import CheckpointError, Policy, load_policy, save_policy, trained_parameters
 from policy.pictures import decode_pictures, to_png
 from policy.prompts import PromptFileError, PromptRecord, load_prompts, rows_by_task, spread
 from policy.seeds import member_seed
-from policy.tokens import unconditional
+from policy.tiny import tiny_janus
+from policy.tiny import tiny_tokenizer as byte_tokenizer
+from policy.tokens import PromptBuilder, TokenLayout, unconditional
 
 T2I_R1 = SHARED / "data" / "t2i_r1" / "train.jsonl"
 GOOD = {"prompt": "a red circle", "task_type": "object", "nouns": ["red circle"]}
@@ -101,6 +103,38 @@ def test_two_stages_and_one_full_stop(tiny_policy: Policy) -> None:
     assert "." not in tiny_policy.tokenizer.decode(build.image_prompt("a red circle", ""))
 
 
+SENTENCE = {
+    ("a red dog", " It sits."): "a red dog. It sits.",
+    ("a red dog.", " It sits.\n"): "a red dog. It sits.",
+    ("a red dog. ", "It sits."): "a red dog. It sits.",
+    ("a red dog...", "\n\nIt sits."): "a red dog. It sits.",
+    ("a red dog", ""): "a red dog",
+    ("a red dog.", " \n"): "a red dog.",
+    ("a {cot} dog", " A {prompt}."): "a {cot} dog. A {prompt}.",
+}
+VERBATIM = {
+    ("a red dog", " It sits."): "a red dog.  It sits.",
+    ("a red dog", "It sits."): "a red dog. It sits.",
+    ("a red dog.", " It sits.\n"): "a red dog..  It sits.",
+    ("a red dog.", "\n\nIt sits."): "a red dog.. \n\nIt sits.",
+    ("a red dog", ""): "a red dog.",
+    ("a red dog.", " \n"): "a red dog..",
+    ("a {cot} dog", " A {prompt}."): "a {cot} dog.  A {prompt}.",
+}
+
+
+@pytest.mark.parametrize(("join", "expected"), [("sentence", SENTENCE), ("verbatim", VERBATIM)])
+def test_how_prompt_and_cot_are_joined(join: Join, expected: dict[tuple[str, str], str]) -> None:
+    tokenizer = byte_tokenizer()
+    build = PromptBuilder(tokenizer, TokenLayout.of(tokenizer, tiny_janus(tokenizer).config), Templates(join=join))
+    boi = tokenizer.get_vocab()["<begin_of_image>"]
+    for (prompt, cot), user in expected.items():
+        drawn = build.decode([*tokenizer.encode(cot, add_special_tokens=False), tokenizer.eos_token_id])
+        assert drawn == cot, "space is kept until prompt and CoT are joined"
+        ids = build.image_prompt(prompt, drawn)
+        assert ids[-1] == boi and tokenizer.decode(ids[1:-1]) == f"<|User|>: {user}\n\n<|Assistant|>:"
+
+
 def test_user_text_holds_no_special_tokens(tiny_policy: Policy) -> None:
     ids = tiny_policy.prompts.image_prompt("a <eos>red <begin_of_image>circle", "")
     assert ids == tiny_policy.prompts.image_prompt("a red circle", "")
@@ -160,6 +194,19 @@ def test_pictures(tiny_policy: Policy) -> None:
     size = tiny_policy.layout.image_size
     assert pictures.shape == (2, size, size, 3) and pictures.dtype == "uint8"
     assert to_png(pictures[0]).startswith(b"\x89PNG")
+
+
+def test_how_values_become_bytes(tiny_policy: Policy) -> None:
+    tokens = torch.randint(32, (8, tiny_policy.layout.image_tokens))
+    with torch.no_grad():
+        decoded = tiny_policy.model.model.vqmodel.decode(tokens).double().permute(0, 2, 3, 1)
+    values = ((decoded + 1) / 2 * 255).clamp(0, 255)
+    nearest, lower = (decode_pictures(tiny_policy.model, tokens, pixels) for pixels in ("round", "truncate"))
+    sure = ((values % 1 - 0.5).abs() < 0.499).numpy()  # not a float32's rounding away from the next byte
+    assert sure.mean() > 0.9
+    assert (lower == values.floor().numpy())[sure].all()
+    assert (nearest == values.round().numpy())[((values % 1 - 0.5).abs() > 0.001).numpy()].all()
+    assert 0.4 < (nearest - lower == 1).mean() < 0.6 and (nearest - lower).max() == 1
 
 
 def test_seeds_differ_and_stay() -> None:

@@ -87,6 +87,20 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "list.yaml")
 
 
+def test_an_instruction_may_lie_beside_the_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    overrides = ["policy.templates.instruction={file: data/plan.txt}", f"prompts.train={there / 'train.jsonl'}"]
+    with pytest.raises(ConfigError, match=r"instruction\.file: data/plan\.txt cannot be read: .*elsewhere/plan\.txt"):
+        load_config(SHAPES, overrides)
+    write(there / "plan.txt", 'Plan "{}".', "")
+    assert load_config(SHAPES, overrides).policy.templates.instruction == 'Plan "{prompt}".'
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "plan.txt", "Draw {prompt}.")
+    assert load_config(SHAPES, overrides).policy.templates.instruction == "Draw {prompt}."
+
+
 def test_every_prompt_once_an_epoch() -> None:
     records = [PromptRecord(prompt=f"p{n}", task_type="object", nouns=("x",)) for n in range(7)]
     order = PromptOrder(records, seed=3, shuffle=True)
