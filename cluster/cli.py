@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def with_config(name: str, help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
-        command.add_argument("config", help="run config, a YAML file")
+        command.add_argument("config", help="run config, a YAML file; `bicot config` explains its keys")
         command.add_argument("overrides", nargs="*", help="dotted overrides, e.g. learner.optimizer.lr=1e-5")
         return command
 
