@@ -1,6 +1,6 @@
 # Needs Linux on x86-64, Python 3.11 or later, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types hooks warm-start metrics panels requirements clean
+.PHONY: help setup demo test lint types hooks warm-start metrics config-docs panels requirements clean
 
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
@@ -24,6 +24,7 @@ help:
 	@echo "make hooks       run the linters before every commit (pre-commit)"
 	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
 	@echo "make metrics     make docs/metrics.md and the Grafana dashboards again"
+	@echo "make config-docs  make docs/config.md again"
 	@echo "make panels      make docs/panels again, from a small run that a Prometheus watches (a few minutes)"
 	@echo "make requirements  resolve requirements/cpu.txt and requirements/gpu.txt again"
 
@@ -63,6 +64,9 @@ warm-start: setup
 metrics: setup
 	@$(BIN)/python -m cluster.monitor.catalogue > docs/metrics.md
 	@$(BIN)/python -m deploy.grafana.build
+
+config-docs: setup
+	@$(BIN)/python -m recipe.key_docs > docs/config.md
 
 panels: setup
 	@deploy/prometheus/install.sh .venv/prometheus

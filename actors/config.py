@@ -2,24 +2,23 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from policy.config import Pixels
+from policy.settings import Cores, GiB, Gpus, Pictures, Processes, Seconds, Settings, Threads, Tokens
 
 
-class _Pool(BaseModel):
+class _Pool(Settings):
     """Size and resources of one pool of actors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    replicas: int = Field(1, ge=1, description="Actors in the pool.")
-    cpus: float = Field(1.0, ge=0, description="CPU cores that one actor reserves; fractions share a core.")
-    gpus: float = Field(0.0, ge=0, description="GPUs that one actor reserves; fractions share a GPU, 0 runs on CPU.")
+    replicas: Processes = Field(1, ge=1, description="Actors in the pool.")
+    cpus: Cores = Field(1.0, ge=0, description="CPU cores that one actor reserves; fractions share a core.")
+    gpus: Gpus = Field(0.0, ge=0, description="GPUs that one actor reserves; fractions share a GPU, 0 runs on CPU.")
     resources: dict[str, PositiveFloat] = Field(
         {}, description="Custom Ray resources that one actor reserves, to place the pool on nodes that offer them."
     )
-    threads: int = Field(1, ge=1, description="Compute threads of one actor on CPU.")
-    deadline_s: float = Field(
+    threads: Threads = Field(1, ge=1, description="Compute threads of one actor on CPU.")
+    deadline_s: Seconds = Field(
         300.0, gt=0, description="Seconds that one call may wait for its results, its place in the queue included."
     )
 
@@ -28,10 +27,10 @@ class SemanticConfig(_Pool):
     """The pool that writes the semantic-level CoT with vLLM."""
 
     enabled: bool = Field(True, description="false draws from the prompt alone, with no semantic-level CoT.")
-    max_tokens: int = Field(256, ge=1, description="Longest CoT in tokens; longer ones are cut off.")
-    max_prompt_tokens: int = Field(512, ge=1, description="Longest stage-1 prompt in tokens.")
+    max_tokens: Tokens = Field(256, ge=1, description="Longest CoT in tokens; longer ones are cut off.")
+    max_prompt_tokens: Tokens = Field(512, ge=1, description="Longest stage-1 prompt in tokens.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
-    top_k: int = Field(
+    top_k: Tokens = Field(
         0, ge=0, description="Draw from the k likeliest tokens only; 0 is off. Log-probs are then those of the full "
         "softmax, as in T2I-R1's code, and not of what is drawn from."
     )  # fmt: skip
@@ -41,7 +40,7 @@ class SemanticConfig(_Pool):
         ge=1,
         description="GPUs (on CPU: processes) that one actor spreads its model over; `gpus` has to be as many.",
     )
-    kv_cache_gb: float = Field(
+    kv_cache_gb: GiB = Field(
         0.5, gt=0, description="Memory of vLLM's KV cache on CPU, in GiB. On a GPU, gpu_memory_utilization decides."
     )
     gpu_memory_utilization: float = Field(
@@ -64,10 +63,12 @@ class SemanticConfig(_Pool):
 class ImageConfig(_Pool):
     """The pool that samples image tokens and decodes the pictures."""
 
-    batch_size: int = Field(64, ge=1, description="Pictures decoded together; guidance runs two rows for each.")
+    batch_size: Pictures = Field(64, ge=1, description="Pictures decoded together; guidance runs two rows for each.")
     guidance_scale: float = Field(5.0, ge=1, description="Classifier-free guidance scale w; 1 is off.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
-    decode_batch: int = Field(16, ge=1, description="Pictures that the VQ decoder makes at once; bounds its memory.")
+    decode_batch: Pictures = Field(
+        16, ge=1, description="Pictures that the VQ decoder makes at once; bounds its memory."
+    )
     pixels: Pixels = Field(
         "round",
         description="How a decoded value becomes a byte. round: the nearest. truncate: the next one down, as in "

@@ -1,14 +1,19 @@
-"""The command line: check, train, generate, export, report. Errors are one sentence and an exit code other than 0."""
+"""The command line. Errors are one sentence and an exit code other than 0."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cluster.shadowed import shadowed
 
 if TYPE_CHECKING:  # each command imports what it needs
     from rich.console import Console
@@ -31,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Where the working directory is the project (ray job submit, make), rewards and data files are found from it.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    from recipe.config import ConfigError
-    from recipe.errors import RunError
+    if wrong := shadowed():
+        print(f"bicot: {wrong}", file=sys.stderr)  # noqa: T201 - the command's own output
+        return 1
+    from recipe.errors import ConfigError, RunError
 
     own_stderr = os.dup(2)  # some commands send what libraries print to a log
     try:
@@ -53,11 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bicot", description="Train text-to-image models that think before they draw: BiCoT-GRPO at scale."
     )
+    parser.add_argument("--version", action="version", version=f"bicot {version('bicot')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def with_config(name: str, help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
-        command.add_argument("config", help="run config, a YAML file")
+        command.add_argument("config", help="run config, a YAML file; `bicot config` explains its keys")
         command.add_argument("overrides", nargs="*", help="dotted overrides, e.g. learner.optimizer.lr=1e-5")
         return command
 
@@ -88,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         "--to", required=True, choices=["hf", "original"], help="layout: transformers' own, or DeepSeek's"
     )
     export.add_argument("--base", help="original checkpoint to take what only its layout holds from (--to original)")
+    config = commands.add_parser("config", help="Say what the keys of a run config mean.")
+    what = config.add_mutually_exclusive_group()
+    what.add_argument("key", nargs="?", help="a key or section, e.g. learner.optimizer.lr (default: all)")
+    what.add_argument("--schema", action="store_true", help="print a JSON schema for editors instead")
     return parser
 
 
@@ -189,7 +201,19 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _config(arguments: argparse.Namespace) -> int:
+    if arguments.schema:
+        from recipe.schema import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))  # noqa: T201 - the command's own output
+        return 0
+    from recipe.key_docs import terminal
+
+    print(terminal(arguments.key, shutil.get_terminal_size().columns))  # noqa: T201 - the command's own output
+    return 0
+
+
 _COMMANDS = {
     "check": _check, "train": _train, "rehearse": _rehearse, "generate": _generate, "report": _report,
-    "export": _export,
+    "export": _export, "config": _config,
 }  # fmt: skip

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
+
+from policy.settings import Cores, Elements, Gpus, Processes, Seconds, Settings, Steps, Teraflops, Threads, Tokens
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ObjectiveConfig(_Config):
+class ObjectiveConfig(Settings):
     """The BiCoT-GRPO objective (arXiv 2505.00703)."""
 
     distribution: Literal["conditional", "guided"] = Field(
@@ -41,16 +39,18 @@ class ObjectiveConfig(_Config):
     )
 
 
-class OptimizerConfig(_Config):
+class OptimizerConfig(Settings):
     """AdamW and its learning-rate schedule."""
 
     lr: float = Field(default=1e-6, gt=0, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="After the warm-up: constant, or falling to 0 at the run's last step."
     )
-    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from 0.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment decays.")
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's denominator term.")
+    warmup_steps: Steps = Field(default=0, ge=0, description="Steps over which the learning rate rises from 0.")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="Decays of AdamW's two moments, both in [0, 1)."
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Added to the denominator of AdamW's step.")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
     grad_norm: float = Field(
         default=1.0, ge=0, description="Global gradient norm is clipped to this; 0: no clipping."
@@ -66,7 +66,7 @@ class OptimizerConfig(_Config):
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class LoraConfig(_Config):
+class LoraConfig(Settings):
     """A LoRA adapter on the language model's linear layers; all else is frozen, embeddings and lm_head too."""
 
     rank: int = Field(default=32, ge=1, description="Rank of the adapter's matrices.")
@@ -90,20 +90,24 @@ class LoraConfig(_Config):
         return self
 
 
-class LearnerConfig(_Config):
+class LearnerConfig(Settings):
     """The learner pool: ranks, memory and waiting."""
 
-    ranks: int = Field(default=1, ge=1, description="Learner processes; each is one data-parallel rank.")
-    cpus: float = Field(default=1, ge=0, description="CPUs that Ray reserves for one rank.")
-    gpus: float = Field(default=0, ge=0, description="GPUs that Ray reserves for one rank.")
+    ranks: Processes = Field(default=1, ge=1, description="Learner processes; each is one data-parallel rank.")
+    cpus: Cores = Field(
+        default=1, ge=0, description="CPU cores that Ray reserves for one rank; fractions share a core."
+    )
+    gpus: Gpus = Field(
+        default=0, ge=0, description="GPUs that Ray reserves for one rank; fractions share a GPU, 0 runs on CPU."
+    )
     resources: dict[str, PositiveFloat] = Field(
         default={}, description="Custom Ray resources of one rank, to place ranks on nodes that offer them."
     )
-    threads: int = Field(default=1, ge=1, description="torch threads of one rank.")
+    threads: Threads = Field(default=1, ge=1, description="Threads that a rank computes with on CPU.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0, description="DeepSpeed ZeRO stage; with bfloat16 weights 0 acts as 1."
     )
-    zero_persistence: int = Field(
+    zero_persistence: Elements = Field(
         default=100_000, ge=0, description="ZeRO 3: tensors of up to this many elements stay whole on every rank."
     )
     lora: LoraConfig | None = Field(
@@ -111,19 +115,21 @@ class LearnerConfig(_Config):
     )
     gradient_checkpointing: bool | Literal["selective"] = Field(
         default=False,
-        description="Recompute layers in the backward pass; selective: their MLPs only.",
+        description="Recompute layers in the backward pass, to save memory; selective: their MLPs only.",
     )
-    micro_batch_tokens: int = Field(
+    micro_batch_tokens: Tokens = Field(
         default=16384,
         ge=1,
         description="Tokens that one forward-backward of a rank may hold: prompts once for all rows that share them, "
         "guided image rows twice.",
     )
-    deadline_s: float = Field(
+    deadline_s: Seconds = Field(
         default=600, gt=0, description="Seconds that any collective or wait of the learner may take."
     )
-    peak_tflops: float | None = Field(
-        default=None, gt=0, description="Peak of one rank's device, for its MFU; by default that of a GPU we know."
+    peak_tflops: Teraflops | None = Field(
+        default=None,
+        gt=0,
+        description="Peak of one rank's device, for its MFU; by default that of a GPU that is known.",
     )
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What is optimised.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How it is optimised.")

@@ -2,7 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from policy.settings import Settings
 
 INSTRUCTION = (
     'Plan a picture for this prompt: "{prompt}"\n'
@@ -19,13 +21,13 @@ Pixels = Literal["round", "truncate"]
 """How a pixel's value becomes a whole byte."""
 
 
-class Templates(BaseModel):
+class Templates(Settings):
     """The wording of both stages. Stage 1 asks for the semantic-level CoT, stage 2 for the picture."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     system: str = Field("", description="System text before the turn of stage 1; empty for none.")
-    instruction: str = Field(INSTRUCTION, description="User text of stage 1, with a {prompt} slot.")
+    instruction: str = Field(
+        INSTRUCTION, description="User text of stage 1, with a {prompt} slot; or {file: PATH} of it."
+    )
     image: str = Field("{prompt}. {cot}", description="User text of stage 2, with {prompt} and {cot} slots.")
     join: Join = Field(
         "sentence",
@@ -52,10 +54,8 @@ class Templates(BaseModel):
         return self
 
 
-class PolicyConfig(BaseModel):
+class PolicyConfig(Settings):
     """The Janus policy that is trained and sampled."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: str = Field(description="Folder of a Janus checkpoint, in the Hugging Face or the original layout.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Number format of the weights.")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class ConfigError(ValueError):
+    """A run config that cannot be used; the message names the file and the key."""
+
+
 class RunError(RuntimeError):
     """A run cannot start or go on; the message is one sentence that says what to do."""
 

@@ -5,31 +5,30 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from policy.settings import Groups, MiB, Seconds, Settings
 from transport.errors import RedisUnavailable
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BufferConfig(_Config):
+class BufferConfig(Settings):
     """The trajectory buffer, one Redis Stream a run."""
 
     url: str | None = Field(
         None,
         description="redis://[user:password@]host:port/db, rediss:// for TLS, or env:NAME: the URL stands in that "
-        "environment variable, and its password in no file; without it the run starts a Redis",
+        "environment variable, and its password in no file. Without it the run starts a Redis.",
     )
-    capacity: int = Field(
-        256, ge=1, description="groups in the buffer, claimed ones included; must hold a step's groups; more wait"
+    capacity: Groups = Field(
+        256,
+        ge=1,
+        description="Groups in the buffer, claimed ones included; holds those of staleness + 1 steps, more wait.",
     )
-    deadline_s: float = Field(
-        600.0, gt=0, description="seconds that an append waits for room, and a claim for groups, before it fails"
+    deadline_s: Seconds = Field(
+        600.0, gt=0, description="Seconds that an append waits for room, and a claim for groups, before it fails."
     )
-    reconnect_s: float = Field(
-        10.0, gt=0, description="seconds that a call keeps trying while Redis does not answer, before it fails"
+    reconnect_s: Seconds = Field(
+        10.0, gt=0, description="Seconds that a call keeps trying while Redis does not answer, before it fails."
     )
 
     def address(self) -> str | None:
@@ -48,12 +47,14 @@ class BufferConfig(_Config):
         return os.environ[name]
 
 
-class WeightsConfig(_Config):
+class WeightsConfig(Settings):
     """How trained weights travel from the learner to the actors."""
 
     transport: Literal["object_store", "nccl"] = Field(
         "object_store",
         description="object_store: Ray objects, one a bucket; nccl: one broadcast to all actors, for pools of whole "
-        "GPUs (between pools on CPUs it is gloo's)",
+        "GPUs (between pools on CPUs it is gloo's).",
     )
-    bucket_mb: int = Field(256, ge=1, le=4096, description="MiB a bucket; a larger tensor has a bucket of its own")
+    bucket_mb: MiB = Field(
+        256, ge=1, le=4096, description="MiB that travel together; a larger tensor has a bucket of its own."
+    )

@@ -14,8 +14,8 @@ from paths import ROOT
 from cluster.cli import main
 from cluster.prompt_order import PromptOrder
 from policy.prompts import PromptRecord
-from recipe.config import ConfigError, dump_config, load_config
-from recipe.errors import RunError
+from recipe.config import dump_config, load_config
+from recipe.errors import ConfigError, RunError
 from recipe.run_folder import RunFolder
 
 SHAPES = ROOT / "deploy" / "runs" / "shapes.yaml"

@@ -1,0 +1,58 @@
+"""YAML as recipes are written: a key stands once, and 1e-5 is a number."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_FLOAT = "tag:yaml.org,2002:float"
+# YAML 1.1 wants a point and a sign of the exponent in a number; people, and YAML 1.2, do not.
+_NUMBER = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, and leaves dates as the text that they are."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                where = f"lines {lines[name]} and {line}" if line > lines[name] else f"line {line}"
+                raise yaml.YAMLError(f"the key {name} stands twice, in {where}")
+            lines[name] = line
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read otherwise: as a number, or as a line's end."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
+
+
+def load(text: str) -> Any:
+    """The value that `text` says.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a key stands twice in one mapping; the message names line and key.
+    """
+    return yaml.load(text, _Loader)
+
+
+def dump(tree: Any) -> str:
+    """`tree` as YAML that `load` reads back, keys in their order."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
