@@ -169,12 +169,7 @@ def timing(group: RunGroup) -> Timing | None:
     phases["publish weights"] = publish
     phases["the rest of the step"] = step - wait - train - publish
     stages = dict.fromkeys(name for row in rows for name in row if name.startswith(STAGE_PREFIX))
-    # A resumed run's summary knows only the time since it was resumed.
-    finished = [
-        run.summary["seconds"] - run.seconds
-        for run in group.runs
-        if run.summary and run.finished and run.summary["training_seconds"] >= run.seconds
-    ]
+    finished = [run.seconds_in_all - run.seconds for run in group.runs if run.seconds_in_all is not None]
     return Timing(
         group.label, step,
         [Phase(name, seconds, seconds / step) for name, seconds in phases.items() if seconds > 0.0005 * step],
