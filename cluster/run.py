@@ -175,6 +175,7 @@ def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summar
     since = "since it was resumed" if summary["resumed_at"] else "in all"
     console.print(
         f"{summary['steps']} steps in {duration(summary['step_seconds'])}, {summary['pictures_per_s']:.1f} "
-        f"pictures/s; with start, scoring and checkpoints {duration(summary['seconds'])} {since}"
+        f"pictures/s; {duration(summary['seconds'])} {since}, start and scoring included",
+        soft_wrap=not console.is_terminal,
     )
     console.print(f"Report: {shown_path(console, report)}", soft_wrap=True)

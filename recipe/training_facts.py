@@ -37,6 +37,10 @@ def write_training_facts(folder: RunFolder, config: RunConfig) -> None:
 
 
 def meaning(reward: type[Reward]) -> str:
-    """What a reward looks at: the first paragraph of its class's docstring, or "" where it has none of its own."""
+    """What a reward looks at: the first paragraph of its class's docstring, or "" where it has none of its own.
+
+    Where that paragraph ends in a colon, the next one belongs to it.
+    """
     docs = (one.__doc__ for one in reward.__mro__ if issubclass(one, Reward) and one is not Reward)
-    return " ".join(cleandoc(next(filter(None, docs), "")).partition("\n\n")[0].split())
+    first, *more = cleandoc(next(filter(None, docs), "")).split("\n\n")
+    return " ".join(" ".join([first, *more[: first.endswith(":")]]).split())
