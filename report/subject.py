@@ -80,11 +80,13 @@ def _prompts(run: ReportRun, split: str) -> str:
 
 
 def _pictures(run: ReportRun, name: str) -> str:
-    """Such as "64 a step; held-out: dev 120, test 1,200"; fewer than were drawn where it does not apply to all."""
+    """Such as "64 pictures a step; held-out: dev 120, test 1,200"; fewer where it does not apply to all."""
     keys = flat_keys(run.config)
     drawn = keys.get("rollout.groups_per_step", 0) * keys.get("rollout.group_size", 0)
     missing = fmean(row.get(f"reward_missing/{name}", 0.0) for row in run.rows) if run.rows else 0.0
-    told = f"{drawn - missing:.0f} of {drawn} a step on average" if missing >= 0.5 else f"{drawn} a step"
+    told = f"{drawn} pictures a step"
+    if missing >= 0.5:
+        told = f"{drawn - missing:.0f} of {told} on average"
     held_out = [
         f"{split} {counts['all']:,}"
         for split in ("dev", "test")
