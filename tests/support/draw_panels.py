@@ -23,7 +23,7 @@ WINDOW = "30s"
 STEPS = 60
 LIKE_THE_DEMO = [
     f"steps={STEPS}", "rollout.group_size=8", "rollout.groups_per_step=8", "buffer.capacity=64",
-    "checkpoint.every=20", "learner.optimizer.lr=1.5e-4",
+    "checkpoint.every=20", "learner.optimizer.lr=1.5e-4", "ray.start_deadline_s=900",
 ]  # fmt: skip
 
 _RUN, _REWARDS = run_board.BOARD.rows, rewards_board.BOARD.rows
