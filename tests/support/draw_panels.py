@@ -20,7 +20,7 @@ from deploy.grafana.draw import draw
 from deploy.grafana.panels import Panel
 
 WINDOW = "30s"
-STEPS = 60
+STEPS = 40
 LIKE_THE_DEMO = [
     f"steps={STEPS}", "rollout.group_size=8", "rollout.groups_per_step=8", "buffer.capacity=64",
     "checkpoint.every=20", "learner.optimizer.lr=1.5e-4", "ray.start_deadline_s=900",
@@ -57,7 +57,7 @@ def main(folder: Path) -> int:
 def _draw(folder: Path, scratch: Path) -> None:
     port = free_port()
     dev = scratch / "dev.jsonl"
-    dev.write_text("".join((ROOT / "shapes/data/dev.jsonl").read_text().splitlines(keepends=True)[::3]))
+    dev.write_text("".join((ROOT / "shapes/data/dev.jsonl").read_text().splitlines(keepends=True)[::4]))
     with Prometheus(scratch / "prometheus", f"http://127.0.0.1:{port}/targets") as prometheus:
         began = time.time()
         run = Run(
