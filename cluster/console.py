@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -32,8 +32,20 @@ def own_console() -> Console:
 
 
 def shown_path(console: Console, path: Path) -> str:
-    """A path as a reader can open it: relative on a terminal, absolute in a log that is read elsewhere."""
-    return os.path.relpath(path) if console.is_terminal else str(path.absolute())
+    """A path as a reader can open it: on a terminal relative to its folder, absolute in a log that is read elsewhere."""
+    path = path.absolute()
+    below = console.is_terminal and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd()) if below else path)
+
+
+class Elapsed:
+    """The time since this was made; unlike rich's own it goes on when the last step is done."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __str__(self) -> str:
+        return _clock(time.monotonic() - self._began)
 
 
 class TimeLeft:
@@ -60,10 +72,7 @@ class TimeLeft:
 
     def __str__(self) -> str:
         seconds = self.seconds()
-        if seconds is None:
-            return "-:--:--"
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+        return "-:--:--" if seconds is None else _clock(seconds)
 
 
 class RunDisplay:
@@ -76,11 +85,11 @@ class RunDisplay:
         self._progress = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
             MofNCompleteColumn(table_column=whole), TextColumn("steps ", table_column=whole),
-            TimeElapsedColumn(table_column=whole), TextColumn("elapsed ", table_column=whole),
+            TextColumn("{task.fields[elapsed]} elapsed ", table_column=whole),
             TextColumn("{task.fields[left]} left", table_column=whole), console=console, expand=True,
         )  # fmt: skip
         self._left = TimeLeft(steps)
-        self._task = self._progress.add_task("", total=steps, left=self._left)
+        self._task = self._progress.add_task("", total=steps, elapsed=Elapsed(), left=self._left)
         self._phase = "starting"
         self._row: Mapping[str, float] = {}
         self._held_out: dict[str, tuple[int, float]] = {}
@@ -153,6 +162,12 @@ class RunDisplay:
         values = self._values() if self._row else []
         values += [f"held-out {split} @{step} {score:.3f}" for split, (step, score) in self._held_out.items()]
         return Group(Text(self._phase), self._progress, Columns(map(_figure, values), padding=(0, 3)))
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _figure(text: str) -> Text:

@@ -92,6 +92,16 @@ def test_the_time_left_goes_by_the_newest_steps(monkeypatch: pytest.MonkeyPatch)
     assert str(left) == "0:00:00"
 
 
+def test_time_goes_on_behind_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("cluster.console.time.monotonic", lambda: now)
+    display = RunDisplay(Console(file=io.StringIO(), width=80, force_terminal=True), 10, "strict")
+    now += 30.0
+    display.step(row(10))
+    now += 3600.0
+    assert "1:00:30 elapsed  0:00:00 left" in screen(display, 80)
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_the_table_at_the_end_is_whole(width: int) -> None:
     family = "a_family_of_a_rather_long_name"
@@ -107,4 +117,6 @@ def test_paths_are_absolute_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     report = tmp_path / "runs" / "report.html"
     assert shown_path(Console(file=io.StringIO()), report) == str(report)
-    assert shown_path(Console(file=io.StringIO(), force_terminal=True), report) == "runs/report.html"
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    assert shown_path(terminal, report) == "runs/report.html" and shown_path(terminal, Path("a/b")) == "a/b"
+    assert shown_path(terminal, tmp_path.parent) == str(tmp_path.parent)  # no chain of ..
