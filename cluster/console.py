@@ -32,7 +32,7 @@ def own_console() -> Console:
 
 
 def shown_path(console: Console, path: Path) -> str:
-    """A path as a reader can open it: on a terminal relative to its folder, absolute in a log that is read elsewhere."""
+    """A path as a reader can open it: relative to a terminal's folder, absolute in a log that is read elsewhere."""
     path = path.absolute()
     below = console.is_terminal and path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd()) if below else path)

@@ -29,14 +29,14 @@ class HeldOutScore:
 class HeldOutTable:
     """`steps` says of each group at which steps its runs were scored; `rows` have a score a group.
 
-    `pictures` says of each family how many pictures one scoring of the first run has, where that is known.
+    `pictures` counts of each group, by family, what one scoring of its first run has, where that is known.
     """
 
     split: str
     metric: str
     steps: list[str]
     rows: list[tuple[str, list[HeldOutScore]]]
-    pictures: dict[str, int]
+    pictures: list[dict[str, int]]
 
     @property
     def all(self) -> list[HeldOutScore]:
@@ -95,7 +95,7 @@ def held_out_table(groups: Sequence[RunGroup]) -> HeldOutTable | None:
     ordered = sorted(families, key=lambda family: family == "all")
     rows = [(family, [_held_out_score(group, split, family) for group in groups]) for family in ordered]
     metrics = dict.fromkeys(run.metric for run in runs)
-    pictures = next(filter(None, (held_out_pictures(run, split) for run in runs)), {})
+    pictures = [held_out_pictures(group.runs[0], split) for group in groups]
     return HeldOutTable(split, ", ".join(metrics), [_steps(group, split) for group in groups], rows, pictures)
 
 

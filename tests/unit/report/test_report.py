@@ -148,7 +148,7 @@ def test_different_configs_side_by_side(tmp_path: Path) -> None:
     assert main(["report", str(slow[0].path), "--out", str(out), str(fast.path), str(slow[1].path)]) == 0
     html = out.read_text()
     text = text_of(html)
-    assert "3 runs of 2 configs" in text
+    assert "3 runs of 2 configs" in text and "pictures before" not in text  # these runs did not keep their number
     assert "rewards.services.detector.weight 1.0 2.0 learner.optimizer.lr 0.00015 0.001 Held-out" in text
     for key in ("seed", "folder", "metrics.port"):
         assert f"<td>{key}</td>" not in html
@@ -209,6 +209,10 @@ def test_it_says_what_was_trained(tmp_path: Path) -> None:
         folder.metrics, {"step": 21, "seconds/step": 1.0, "pictures_per_s": 1.0, "reward_missing/strict": 210.0}
     )
     append_json(folder.held_out, {"step": 21, "split": "test", "scores": {"all": 0.5}, "pictures": {"all": 7}})
+    other = make_run(tmp_path / "other", 0, "learner.optimizer.lr=1e-3", "held_out.test_members=2")
+    write_training_facts(other, load_config(other.config))
+    compared = text_of(write_comparison([folder, other]).read_text())
+    assert "all one, step 0 → 21 7 0.400" in compared and f"other, step 0 → 20 {test // 2} 0.400" in compared
     strict = scores(group_runs(read_runs([folder])))[-1]
     assert strict.pictures == f"54 of 64 pictures a step on average; held-out: dev {dev:,}, test 7"
 
