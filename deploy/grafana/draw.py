@@ -94,7 +94,8 @@ def _panel(panel: Panel, curves: Lines, start: float) -> tuple[str, float]:
         texts = " / ".join(f"{points[-1][1]:.3g}" for points in curves.values())
         what = escape(" / ".join(curves))
         return f'{title}<text x="0" y="47" class="number">{texts}</text><text y="68" class="what">{what}</text>', STAT
-    parts = [title.replace("</text>", f", {unit}</text>") if unit else title]
+    told = unit in f"{panel.title} {panel.note}".lower()
+    parts = [title if told else title.replace("</text>", f", {unit}</text>")]
     top = TITLE
     for text in textwrap.wrap(panel.note, _NOTE_LETTERS):
         top += NOTE
