@@ -25,7 +25,7 @@ help:
 	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
 	@echo "make metrics     make docs/metrics.md and the Grafana dashboards again"
 	@echo "make config-docs  make docs/config.md again"
-	@echo "make panels      make docs/panels again, from a small run that a Prometheus watches (a few minutes)"
+	@echo "make panels      make docs/panels again, from a run that a Prometheus watches (about ten minutes)"
 	@echo "make requirements  resolve requirements/cpu.txt and requirements/gpu.txt again"
 
 setup: .venv/.installed
@@ -70,7 +70,7 @@ config-docs: setup
 
 panels: setup
 	@deploy/prometheus/install.sh .venv/prometheus
-	@BICOT_PANELS=docs/panels $(BIN)/python -m pytest tests/system/test_metrics_live.py
+	@PYTHONPATH=.:tests/support $(BIN)/python -m draw_panels docs/panels
 
 COMPILE = $(UV) pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --no-header --no-annotate --quiet

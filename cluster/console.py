@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # the console speaks before Ray and torch are imported
     from evaluation.held_out import HeldOutScores
+
+_PACE_STEPS = 50
+"""Newest steps whose pace the time left goes by."""
 
 
 def own_console() -> Console:
@@ -24,22 +31,70 @@ def own_console() -> Console:
     return Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False)
 
 
+def shown_path(console: Console, path: Path) -> str:
+    """A path as a reader can open it: relative to a terminal's folder, absolute in a log that is read elsewhere."""
+    path = path.absolute()
+    below = console.is_terminal and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd()) if below else path)
+
+
+class Elapsed:
+    """The time since this was made; unlike rich's own it goes on when the last step is done."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __str__(self) -> str:
+        return _clock(time.monotonic() - self._began)
+
+
+class TimeLeft:
+    """How long the rest of the steps will take, at the pace of the newest ones; scoring and saving count too."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._ends: deque[tuple[int, float]] = deque(maxlen=_PACE_STEPS)
+
+    def step(self, step: int, seconds: float) -> None:
+        """A step that took `seconds` has ended now."""
+        now = time.monotonic()
+        if not self._ends:
+            self._ends.append((step - 1, now - seconds))
+        self._ends.append((step, now))
+
+    def seconds(self) -> float | None:
+        """None before the first step."""
+        if not self._ends:
+            return None
+        (first, began), (last, ended) = self._ends[0], self._ends[-1]
+        due = (self._steps - last) * (ended - began) / (last - first)
+        return max(0.0, due - (time.monotonic() - ended))
+
+    def __str__(self) -> str:
+        seconds = self.seconds()
+        return "-:--:--" if seconds is None else _clock(seconds)
+
+
 class RunDisplay:
     """Shows a run's progress. Use as a context manager."""
 
     def __init__(self, console: Console, steps: int, metric: str | None) -> None:
         self._console = console
         self._metric = metric
+        whole = Column(no_wrap=True)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-            TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"), console=console,
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            MofNCompleteColumn(table_column=whole), TextColumn("steps ", table_column=whole),
+            TextColumn("{task.fields[elapsed]} elapsed ", table_column=whole),
+            TextColumn("{task.fields[left]} left", table_column=whole), console=console, expand=True,
         )  # fmt: skip
-        self._task = self._progress.add_task("starting", total=steps)
+        self._left = TimeLeft(steps)
+        self._task = self._progress.add_task("", total=steps, elapsed=Elapsed(), left=self._left)
+        self._phase = "starting"
         self._row: Mapping[str, float] = {}
         self._held_out: dict[str, tuple[int, float]] = {}
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
         self._steps = steps
-        self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -53,12 +108,19 @@ class RunDisplay:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print one line that stays, with the seconds since the start."""
-        self._console.print(f"[dim]{time.monotonic() - self._began:6.1f}s[/dim]  {text}", soft_wrap=True)
+        """Print one line that stays, with the time of day; in a plain log also with the date and the time left."""
+        if self._console.is_terminal:
+            self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim]  {text}")
+        else:
+            self._console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {self._left} left  {text}", soft_wrap=True)
+
+    def path(self, path: Path) -> str:
+        """A path as `shown_path` has it here."""
+        return shown_path(self._console, path)
 
     def phase(self, text: str) -> None:
-        """Say what the run is about to do; on a terminal in the progress bar, elsewhere as a line."""
-        self._progress.update(self._task, description=text)
+        """Say what the run is about to do; on a terminal above the progress bar, elsewhere as a line."""
+        self._phase = text
         if not self._console.is_terminal:
             self.say(text)
 
@@ -69,48 +131,57 @@ class RunDisplay:
     def step(self, row: Mapping[str, float]) -> None:
         """Show a step's statistics."""
         self._row = row
-        self._progress.update(self._task, completed=int(row["step"]), description="training")
+        self._phase = "training"
+        self._left.step(int(row["step"]), row["seconds/step"])
+        self._progress.update(self._task, completed=int(row["step"]))
         if not self._console.is_terminal:
-            rewards = "  ".join(f"{name} {value:.3f}" for name, value in self._rewards().items())
-            self.say(
-                f"step {int(row['step']):4d}/{self._steps}  {rewards}  kl {row.get('kl', 0.0):.4f}  "
-                f"{row['pictures_per_s']:.1f} pictures/s  stale {row['staleness/image']:.1f}"
-            )
+            self.say(f"step {int(row['step']):4d}/{self._steps}  {'  '.join(self._values())}")
 
     def held_out(self, split: str, step: int, scores: HeldOutScores) -> None:
         """Show a held-out score."""
         self._held_out[split] = (step, scores.by_family["all"])
+        self._phase = "training"
         self.say(
             f"held-out {split} at step {step}: mean {self._metric} {scores.by_family['all']:.3f} "
-            f"of {scores.pictures} pictures"
+            f"of {scores.pictures['all']} pictures"
         )
 
-    def _rewards(self) -> dict[str, float]:
-        return {name[7:]: value for name, value in self._row.items() if name.startswith("reward/")}
+    def _values(self) -> list[str]:
+        """The newest step's figures, each with its name."""
+        row = self._row
+        rewards = {name[7:]: f"{value:.3f}" for name, value in row.items() if name.startswith("reward/")}
+        shown = rewards | {
+            "kl": f"{row.get('kl', 0.0):.4f}",
+            "staleness": f"{row['staleness/image']:.1f}",
+            "pictures/s": f"{row['pictures_per_s']:.1f}",
+            "s/step": f"{row['seconds/step']:.2f}",
+        }
+        return [f"{name} {value}" for name, value in shown.items()]
 
     def _render(self) -> Group:
-        table = Table.grid(padding=(0, 3))
-        row = self._row
-        if row:
-            shown = {name: f"{value:.3f}" for name, value in self._rewards().items()}
-            shown |= {
-                "kl": f"{row.get('kl', 0.0):.4f}",
-                "staleness": f"{row['staleness/image']:.1f}",
-                "pictures/s": f"{row['pictures_per_s']:.1f}",
-                "s/step": f"{row['seconds/step']:.2f}",
-            }
-            for split, (step, score) in self._held_out.items():
-                shown[f"held-out {split} @{step}"] = f"{score:.3f}"
-            table.add_row(*(f"[dim]{name}[/dim]" for name in shown))
-            table.add_row(*shown.values())
-        return Group(self._progress, table)
+        values = self._values() if self._row else []
+        values += [f"held-out {split} @{step} {score:.3f}" for split, (step, score) in self._held_out.items()]
+        return Group(Text(self._phase), self._progress, Columns(map(_figure, values), padding=(0, 3)))
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _figure(text: str) -> Text:
+    """A name in grey, and its number."""
+    name, _, number = text.rpartition(" ")
+    return Text.assemble((f"{name} ", "dim"), number)
 
 
 def held_out_table(metric: str, before: Mapping[str, float], after: Mapping[str, float]) -> Table:
     """Scores before and after by family."""
     table = Table(title=f"Held-out test prompts: mean {metric}")
-    for heading in ("family", "before", "after", "change"):
-        table.add_column(heading, justify="left" if heading == "family" else "right")
+    table.add_column("family", overflow="fold")
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for family in [*(name for name in after if name != "all"), "all"]:
         change = after[family] - before[family]
         style = "bold" if family == "all" else None

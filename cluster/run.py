@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -15,14 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.console import RunDisplay, held_out_table
+from cluster.console import RunDisplay, held_out_table, shown_path
 from cluster.loop import Progress
 from cluster.pools.worker import log_to
 from cluster.system import System
 from recipe.config import RunConfig
 from recipe.errors import RunError, StageError, first_cause
 from recipe.run_folder import RunFolder, read_json_lines, write_atomically
+from recipe.training_facts import write_training_facts
 from report.page import write_report
+from report.runs import duration, read_runs
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def train(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int
     """
     folder = RunFolder(config.folder)
     folder.create(config, resume, fresh)
+    write_training_facts(folder, config)
     log_to(folder.logs / "driver.log")
     display = RunDisplay(console, config.steps, config.held_out.metric if config.held_out else None)
     try:
@@ -52,7 +54,7 @@ def train(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int
         return EXIT_FAILED
     if summary is None:
         console.print(
-            f"Stopped. The same command with [bold]--resume[/bold] goes on with {os.path.relpath(folder.path)}.",
+            f"Stopped. The same command with [bold]--resume[/bold] goes on with {shown_path(console, folder.path)}.",
             soft_wrap=True,
         )
         return EXIT_INTERRUPTED
@@ -78,14 +80,13 @@ class _Run:
             self._stop_on_signals()  # again: Ray's own SIGTERM handler ends the process within three seconds
             if system.telemetry.address:
                 self.display.say(
-                    f"metrics at {system.telemetry.address}, logs in {os.path.relpath(self.folder.logs)}"
+                    f"metrics at {system.telemetry.address}, logs in {self.display.path(self.folder.logs)}"
                 )
             first = self.progress.resume_at(system.position, self.config.rollout.groups_per_step)
             self.display.resume_at(first)
             self._earlier_scores()
             if first == 0:
                 await self._score(system, 0, "dev", "test")
-            trained = time.monotonic()
 
             async def after_step(step: int, row: dict[str, float]) -> None:
                 system.telemetry.step(row)
@@ -94,19 +95,18 @@ class _Run:
                     await self._score(system, step, "dev")
 
             await system.run(self.progress, after_step)
-            seconds = time.monotonic() - trained
             if self.progress.step < self.config.steps:
                 return None
             if "test" in system.splits:
-                self.display.phase("scoring held-out prompts")
                 await self._score(system, self.progress.step, "test")
             self.display.phase("writing the policy")
             await system.ranks.export()
-            return self._summary(self.progress.step - first, seconds, time.monotonic() - began)
+            return self._summary(first, time.monotonic() - began)
 
     async def _score(self, system: System, step: int, *splits: str) -> None:
         for split in splits:
             if split in system.splits:
+                self.display.phase(f"scoring held-out {split} prompts")
                 scores = await system.score(split, step)
                 self.display.held_out(split, step, scores)
                 self.scores.setdefault(f"{split}_before", scores.by_family)
@@ -118,16 +118,18 @@ class _Run:
             self.scores.setdefault(f"{row['split']}_before", row["scores"])
             self.scores[f"{row['split']}_after"] = row["scores"]
 
-    def _summary(self, steps: int, seconds: float, total: float) -> Mapping[str, Any]:
-        rows = read_json_lines(self.folder.metrics)[-10:]
+    def _summary(self, first: int, seconds: float) -> Mapping[str, Any]:
+        """Of a run that has finished, `seconds` after it was started or resumed at step `first`."""
+        run = read_runs([self.folder])[0]
+        rows = run.rows[-10:]
         names = sorted({name for row in rows for name in row if name.startswith("reward/")})
-        rollout = self.config.rollout
         summary = {
             "status": "finished",
             "steps": self.config.steps,
-            "seconds": round(total, 1),
-            "training_seconds": round(seconds, 1),
-            "pictures_per_s": round(steps * rollout.groups_per_step * rollout.group_size / seconds, 2),
+            "seconds": round(seconds, 1),
+            "resumed_at": first,
+            "step_seconds": round(run.seconds, 1),
+            "pictures_per_s": round(run.pictures_per_s or 0.0, 2),
             "held_out": self.scores,
             "rewards": {
                 name.removeprefix("reward/"): sum(row.get(name, 0.0) for row in rows)
@@ -162,7 +164,7 @@ def _tell_failure(console: Console, folder: RunFolder, error: BaseException) -> 
     if isinstance(error, StageError) and error.log_tail:
         console.print("[dim]The end of that process's log:[/dim]")
         console.print(error.log_tail, markup=False, soft_wrap=True)
-    console.print(f"Logs: {os.path.relpath(folder.logs)}", soft_wrap=True)
+    console.print(f"Logs: {shown_path(console, folder.logs)}", soft_wrap=True)
 
 
 def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summary: Mapping[str, Any]) -> None:
@@ -170,8 +172,10 @@ def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summar
     scores = summary["held_out"]
     if config.held_out and "test_after" in scores:
         console.print(held_out_table(config.held_out.metric, scores["test_before"], scores["test_after"]))
+    since = "since it was resumed" if summary["resumed_at"] else "in all"
     console.print(
-        f"{summary['steps']} steps, {summary['seconds'] / 60:.1f} minutes in all, "
-        f"{summary['pictures_per_s']:.1f} pictures/s while training"
+        f"{summary['steps']} steps in {duration(summary['step_seconds'])}, {summary['pictures_per_s']:.1f} "
+        f"pictures/s; {duration(summary['seconds'])} {since}, start and scoring included",
+        soft_wrap=not console.is_terminal,
     )
-    console.print(f"Report: {os.path.relpath(report)}", soft_wrap=True)
+    console.print(f"Report: {shown_path(console, report)}", soft_wrap=True)

@@ -125,7 +125,7 @@ class System:
     async def score(self, split: str, step: int) -> HeldOutScores:
         """Score a split of held-out prompts at the present weights, and record it."""
         scores = await self.splits[split].score(self.rollout, step, self.folder, self.telemetry.samples)
-        self.telemetry.held_out(step, split, scores.by_family)
+        self.telemetry.held_out(step, split, scores.by_family, scores.pictures)
         return scores
 
     async def _restore(self) -> None:

@@ -43,11 +43,14 @@ Show = Callable[[int, np.ndarray, list[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """Mean of the metric by family, "all" over every picture; `rewards` the mean of each reward."""
+    """Mean of the metric by family, "all" over every picture; `rewards` the mean of each reward.
+
+    `pictures` counts by family those that the metric scored.
+    """
 
     by_family: dict[str, float]
     rewards: dict[str, float]
-    pictures: int
+    pictures: dict[str, int]
 
 
 class HeldOut:
@@ -102,7 +105,7 @@ class HeldOut:
         return HeldOutScores(
             {**by_family, "all": fmean(scored)},
             {name: fmean(values) for name, values in rewards.items()},
-            len(scored),
+            {name: len(families[name]) for name in by_family} | {"all": len(scored)},
         )
 
     def _keep(self, shown: Sequence[tuple[PromptRecord, Member]], step: int, folder: RunFolder, show: Show) -> None:

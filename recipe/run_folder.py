@@ -29,6 +29,7 @@ class RunFolder:
         self.held_out = self.path / "held_out.jsonl"
         self.summary = self.path / "summary.json"
         self.environment = self.path / "environment.json"
+        self.training = self.path / "training.json"
         self.report = self.path / "report.html"
         self.policy = self.path / "policy"
         self.targets = self.path / "targets.json"

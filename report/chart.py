@@ -31,18 +31,22 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A titled chart; a line's colour and dashes go by its place in `lines`. `dots` marks every point."""
+    """A titled chart; a line's colour and dashes go by its place in `lines`. `dots` marks every point.
+
+    `x_name` stands before the numbers of the x axis.
+    """
 
     title: str
     lines: Sequence[Line]
     note: str = ""
     dots: bool = False
+    x_name: str = "step"
 
     def svg(self) -> str:
-        """The chart. A few outliers of thin lines may lie outside its frame."""
+        """The chart. A few outliers of thin lines may lie outside its frame; marks at its edge say where."""
         every = [point for line in self.lines for points in (line.thick, *line.thin) for point in points]
         x_range = _range([x for x, y in every if isfinite(y)])
-        ticks = _ticks(*_range(self._framed()))
+        ticks = self._y_ticks()
         frame = _Frame(x_range, (ticks[0], ticks[-1]))
         thin = [frame.line(points, f'class="thin {style(number)[0]}"')
                 for number, line in enumerate(self.lines) for points in line.thin]  # fmt: skip
@@ -56,12 +60,38 @@ class Chart:
         return (
             f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-x="{x_range[0]:g} {x_range[1]:g}" '
             f'data-y="{ticks[0]:g} {ticks[-1]:g}" aria-label="{escape(self._words(), quote=True)}">'
-            f"{frame.axes(ticks)}{inner}{''.join(thin + thick)}</svg>{''.join(dots)}</svg>"
+            f"{frame.axes(ticks, self.x_name)}{inner}{''.join(thin + thick)}</svg>"
+            f"{''.join(dots)}{frame.marks(self._cut())}</svg>"
         )
 
     def legend(self) -> list[tuple[str, str]]:
         """Name and last value of each line, to stand beside its `style`."""
         return [(line.name, f"{line.thick[-1][1]:.3g}" if line.thick else "") for line in self.lines]
+
+    def cut_off(self) -> str:
+        """What lies outside the frame, in words; "" where nothing does."""
+        cut = self._cut()
+        if not cut:
+            return ""
+        top, low = self._y_ticks()[-1], min(cut, key=lambda point: point[2])
+        high = max(cut, key=lambda point: point[2])
+        ends = [f"up to {high[2]:.3g} ({self.x_name} {high[1]:g})"] if high[2] > top else []
+        ends += [f"down to {low[2]:.3g} ({self.x_name} {low[1]:g})"] if low[2] < self._y_ticks()[0] else []
+        return f"{len(cut)} point{'s' if len(cut) > 1 else ''} cut off: {', '.join(ends)}"
+
+    def _cut(self) -> list[tuple[int, float, float]]:
+        """Points outside the frame: the line's number, x, y."""
+        low, high = self._y_ticks()[0], self._y_ticks()[-1]
+        return [
+            (number, x, y)
+            for number, line in enumerate(self.lines)
+            for points in line.thin
+            for x, y in points
+            if isfinite(y) and not low <= y <= high
+        ]
+
+    def _y_ticks(self) -> list[float]:
+        return _ticks(*_range(self._framed()))
 
     def _framed(self) -> list[float]:
         """Values that the frame has to hold: all of the thick lines', and nearly all of the thin ones'."""
@@ -107,8 +137,21 @@ class _Frame:
             if isfinite(y)
         )
 
-    def axes(self, ticks: Sequence[float]) -> str:
+    def marks(self, cut: Sequence[tuple[int, float, float]]) -> str:
+        """A triangle at the frame's edge for each point outside."""
         parts = []
+        for number, x, y in cut:
+            above = y > self.y_range[1]
+            at, tip = LEFT + self.x(x), TOP - 5 if above else HEIGHT - BOTTOM + 5
+            base = TOP + 2 if above else HEIGHT - BOTTOM - 2
+            parts.append(
+                f'<polygon points="{at - 4:.1f},{base} {at + 4:.1f},{base} {at:.1f},{tip}" '
+                f'class="dot {style(number)[0]}"><title>{y:.3g}, cut off</title></polygon>'
+            )
+        return "".join(parts)
+
+    def axes(self, ticks: Sequence[float], x_name: str) -> str:
+        parts = [f'<text x="{LEFT - 8}" y="{HEIGHT - 6}" text-anchor="end">{escape(x_name)}</text>']
         digits = max(len(f"{tick:.4g}".partition(".")[2]) for tick in ticks)
         for tick in ticks:
             y = TOP + self.y(tick)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from recipe.run_folder import RunFolder, write_atomically
 from report.chart import style
 from report.curves import held_out_topics, step_topics, task_topics, window
-from report.runs import ReportRun, Spread, differences, group_runs, read_runs
+from report.runs import ReportRun, Spread, differences, duration, group_runs, read_runs
 from report.samples import compared_cots, fixed_prompts, mean_lengths
+from report.subject import scores, sentence
 from report.tables import environment_table, held_out_table, run_rows, timing
 
 _NAMES_IN_FILE = 4
@@ -55,7 +56,7 @@ def report_html(runs: Sequence[ReportRun]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals["style"] = style
-    environment.filters |= {"spread": _spread, "plain": _plain}
+    environment.filters |= {"spread": _spread, "plain": _plain, "breakable": _breakable, "duration": duration}
     table = held_out_table(groups)
     rows = run_rows(groups, table.split if table else None)
     prompts = {split: fixed_prompts(runs, split) for split in ("dev", "test")}
@@ -64,6 +65,8 @@ def report_html(runs: Sequence[ReportRun]) -> str:
         name=", ".join(run.name for run in runs),
         runs=runs,
         groups=groups,
+        sentences=[sentence(group) for group in groups],
+        scores=scores(groups),
         metric=runs[0].metric,
         run_rows=rows,
         reward_names=list(dict.fromkeys(reward for row in rows for reward in row.rewards)),
@@ -87,6 +90,11 @@ def _spread(value: Spread | None, form: str = "%.3f") -> Markup:
         return Markup("–")
     low, high = form % value.low, form % value.high
     return Markup(form % value.mean + (f" <small>{low}..{high}</small>" if low != high else ""))
+
+
+def _breakable(name: str) -> Markup:
+    """A long name that may go over several lines of a table's cell."""
+    return Markup(escape(name).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")))
 
 
 def _plain(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from recipe.errors import RunError
+from recipe.public_config import as_yaml, named, public_config
 from recipe.run_folder import RunFolder, read_json_lines
 
 _NOT_THE_METHOD = ("folder", "seed", "metrics")
@@ -47,6 +47,7 @@ class ReportRun:
     held_out: list[dict[str, Any]]
     environment: dict[str, Any] | None
     summary: dict[str, Any] | None
+    training: dict[str, Any]
 
     @property
     def step(self) -> int:
@@ -70,6 +71,13 @@ class ReportRun:
         return pictures / self.seconds if self.rows else None
 
     @property
+    def seconds_in_all(self) -> float | None:
+        """Seconds from start to end, with scoring and checkpoints; None of a run unfinished, or resumed meanwhile."""
+        if not self.summary or not self.finished or self.summary.get("resumed_at"):
+            return None
+        return float(self.summary["seconds"])
+
+    @property
     def metric(self) -> str:
         """Name of the held-out metric."""
         return str((self.config.get("held_out") or {}).get("metric", "score"))
@@ -89,6 +97,13 @@ class RunGroup:
     def label(self) -> str:
         """The first run's name, and how many runs there are if it is not alone."""
         return self.runs[0].name + (f" ({len(self.runs)} runs)" if len(self.runs) > 1 else "")
+
+
+def duration(seconds: float) -> str:
+    """Such as "45 s", "7.1 min" or "3.5 h"."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def read_runs(folders: Sequence[RunFolder]) -> list[ReportRun]:
@@ -126,7 +141,7 @@ def _method(run: ReportRun) -> dict[str, Any]:
 def _differences(values: Sequence[Any], key: str) -> list[tuple[str, list[Any]]]:
     if all(value == values[0] for value in values):
         return []
-    trees = [_named(value) for value in values]
+    trees = [named(value) for value in values]
     if not all(isinstance(tree, dict) for tree in trees):
         return [(key, list(values))]
     names = dict.fromkeys(name for tree in trees for name in tree)
@@ -136,33 +151,19 @@ def _differences(values: Sequence[Any], key: str) -> list[tuple[str, list[Any]]]
     ]  # fmt: skip
 
 
-def _named(value: Any) -> Any:
-    """A list of mappings that have names, as a mapping by name; anything else as it is."""
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        return {item["name"]: item for item in value}
-    return value
-
-
 def _read(folder: RunFolder, name: str) -> ReportRun:
     if not folder.config.is_file():
         raise RunError(f"{folder.path} holds no run (no {folder.config.name})")
     try:
-        text = _without_secrets(folder.config.read_text("utf-8"))
-        config = yaml.safe_load(text)
+        config = public_config(folder.config.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"{folder.config} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{folder.config} is no run config: it holds no mapping of keys")
+    except ValueError as error:
+        raise RunError(f"{folder.config} is no run config: {error}") from error
     return ReportRun(
-        name, folder, config, text, read_json_lines(folder.metrics), read_json_lines(folder.held_out),
-        _read_json(folder.environment), _read_json(folder.summary),
+        name, folder, config, as_yaml(config), read_json_lines(folder.metrics), read_json_lines(folder.held_out),
+        _read_json(folder.environment), _read_json(folder.summary), _read_json(folder.training) or {},
     )  # fmt: skip
-
-
-def _without_secrets(text: str) -> str:
-    """A config's text that may be passed on: no passwords of URLs, no values of keys that sound secret."""
-    text = re.sub(r"(\w://[^\s:/@]*:)[^\s@/]+@", r"\1***@", text)
-    return re.sub(r"(?im)^([\s-]*(?:\w+_)?(?:password|secret|token|api_?key)): *\S.*$", r"\1: '***'", text)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from report.runs import ReportRun, RunGroup, Spread
+from report.subject import held_out_pictures
 
 STAGE_PREFIX = "stage_seconds/"
 """Metrics named stage_seconds/STAGE: how long a group took in a stage of the rollout."""
@@ -26,12 +27,16 @@ class HeldOutScore:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutTable:
-    """`steps` says of each group at which steps its runs were scored; `rows` have a score a group."""
+    """`steps` says of each group at which steps its runs were scored; `rows` have a score a group.
+
+    `pictures` counts of each group, by family, what one scoring of its first run has, where that is known.
+    """
 
     split: str
     metric: str
     steps: list[str]
     rows: list[tuple[str, list[HeldOutScore]]]
+    pictures: list[dict[str, int]]
 
     @property
     def all(self) -> list[HeldOutScore]:
@@ -49,6 +54,7 @@ class RunRow:
     status: str
     steps: Spread
     minutes: Spread | None
+    seconds_in_all: Spread | None
     pictures_per_s: Spread | None
     score: HeldOutScore | None
     rewards: dict[str, Spread]
@@ -89,7 +95,8 @@ def held_out_table(groups: Sequence[RunGroup]) -> HeldOutTable | None:
     ordered = sorted(families, key=lambda family: family == "all")
     rows = [(family, [_held_out_score(group, split, family) for group in groups]) for family in ordered]
     metrics = dict.fromkeys(run.metric for run in runs)
-    return HeldOutTable(split, ", ".join(metrics), [_steps(group, split) for group in groups], rows)
+    pictures = [held_out_pictures(group.runs[0], split) for group in groups]
+    return HeldOutTable(split, ", ".join(metrics), [_steps(group, split) for group in groups], rows, pictures)
 
 
 def _held_out_score(group: RunGroup, split: str, family: str) -> HeldOutScore:
@@ -129,7 +136,8 @@ def _run_row(number: int, group: RunGroup, split: str | None) -> RunRow:
         number, group.label if len(runs) == 1 else f"mean of {len(runs)} runs",
         ", ".join(str(run.config.get("seed", "")) for run in runs),
         f"{sum(run.finished for run in runs)} of {len(runs)} finished" if len(runs) > 1 else _status(runs[0]),
-        steps, Spread.of([run.seconds / 60 for run in runs]), Spread.of([run.pictures_per_s for run in runs]),
+        steps, Spread.of([run.seconds / 60 for run in runs]), Spread.of([run.seconds_in_all for run in runs]),
+        Spread.of([run.pictures_per_s for run in runs]),
         _held_out_score(group, split, "all") if split else None, _last_rewards(group), len(runs) > 1,
     )  # fmt: skip
 
@@ -169,12 +177,7 @@ def timing(group: RunGroup) -> Timing | None:
     phases["publish weights"] = publish
     phases["the rest of the step"] = step - wait - train - publish
     stages = dict.fromkeys(name for row in rows for name in row if name.startswith(STAGE_PREFIX))
-    # A resumed run's summary knows only the time since it was resumed.
-    finished = [
-        run.summary["seconds"] - run.seconds
-        for run in group.runs
-        if run.summary and run.finished and run.summary["training_seconds"] >= run.seconds
-    ]
+    finished = [run.seconds_in_all - run.seconds for run in group.runs if run.seconds_in_all is not None]
     return Timing(
         group.label, step,
         [Phase(name, seconds, seconds / step) for name, seconds in phases.items() if seconds > 0.0005 * step],
@@ -184,10 +187,12 @@ def timing(group: RunGroup) -> Timing | None:
 
 
 def environment_table(runs: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:
-    """Facts of each run's environment; "" where a run does not tell."""
+    """Facts of each run's environment, one where all runs have the same; "" where a run does not tell."""
     facts = [_environment(run.environment or {}) for run in runs]
-    names = dict.fromkeys(name for one in facts for name in one)
-    return [(name, [one.get(name, "") for one in facts]) for name in names]
+    table = {
+        name: [one.get(name, "") for one in facts] for name in dict.fromkeys(name for one in facts for name in one)
+    }
+    return [(name, values[:1] if len(set(values)) == 1 else values) for name, values in table.items()]
 
 
 def _environment(tree: dict[str, Any]) -> dict[str, str]:

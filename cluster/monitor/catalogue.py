@@ -230,9 +230,9 @@ def markdown() -> str:
         "belong to it (HTTP service discovery, see deploy/prometheus/prometheus.yml); targets.json in its folder is",
         "the same list.",
         "",
-        "The dashboards (deploy/grafana/dashboards), as a small run fills them, one of whose rewards sleeps all",
-        "along and one of whose actors is killed: [Run](panels/bicot-run.svg), [Pools](panels/bicot-pools.svg),",
-        "[Rewards](panels/bicot-rewards.svg), [Cluster](panels/bicot-cluster.svg).",
+        "Panels of the dashboards (deploy/grafana/dashboards), as the laptop-sized run fills them:",
+        "[does it learn](panels/learns.svg), [how fast, and what holds it back](panels/fast.svg), and",
+        "[is a reward gamed](panels/rewards.svg). `make panels` draws them.",
     ]
     for section in SECTIONS:
         lines += [

@@ -169,9 +169,10 @@ class Telemetry:
         for tracker in self._trackers:
             tracker.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
-    def held_out(self, step: int, split: str, scores: Mapping[str, float]) -> None:
-        """Record held-out scores by family ("all" is their mean)."""
-        append_json(self._folder.held_out, {"step": step, "split": split, "scores": dict(scores)})
+    def held_out(self, step: int, split: str, scores: Mapping[str, float], pictures: Mapping[str, int]) -> None:
+        """Record held-out scores by family ("all" is the mean over every picture), and of how many pictures."""
+        row = {"step": step, "split": split, "scores": dict(scores), "pictures": dict(pictures)}
+        append_json(self._folder.held_out, row)
         self.store.set("bicot_held_out_step", step, split=split)
         for family, value in scores.items():
             self.store.set("bicot_held_out_score", value, split=split, family=family)

@@ -9,6 +9,7 @@ import numpy as np
 
 from recipe.check import require_wandb
 from recipe.config import MetricsConfig, WandbConfig
+from recipe.public_config import as_yaml, flat_keys, public_config
 from recipe.run_folder import RunFolder
 
 
@@ -26,12 +27,14 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Events in the run folder."""
+    """Events in the run folder: the config as a text, and all that a run tells."""
 
     def __init__(self, folder: RunFolder) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(folder.tensorboard)
+        config = as_yaml(public_config(folder.config.read_text("utf-8")))
+        self._writer.add_text("config", f"```yaml\n{config}```")  # which TensorBoard shows as Markdown
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -49,7 +52,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of W&B with the run's own name, which a resumed run goes on with."""
+    """A run of W&B with the run's own name, which a resumed run goes on with.
+
+    Its config is the run's, by dotted keys that runs can be filtered by, without secrets.
+    """
 
     def __init__(self, folder: RunFolder, config: WandbConfig, run: str) -> None:
         require_wandb()
@@ -64,8 +70,10 @@ class WeightsAndBiases:
             id=run,
             resume="allow",
             dir=str(folder.path),
-            config={"run_config": folder.config.read_text("utf-8")} if folder.config.is_file() else None,
-            settings=wandb.Settings(console="off"),
+            config=flat_keys(public_config(folder.config.read_text("utf-8"))),
+            allow_val_change=True,  # a resumed run may be longer, say
+            # Its own view of the machine holds the command line, whose overrides may hold passwords.
+            settings=wandb.Settings(console="off", x_disable_meta=True),
         )
         # A run's steps and held-out scores come at their own pace; "step" is the axis of all of them.
         self._run.define_metric("*", step_metric="step")

@@ -1,4 +1,4 @@
-"""Writes the dashboards as JSON: python -m deploy.grafana.build (or make dashboards)."""
+"""Writes the dashboards as JSON: python -m deploy.grafana.build (or make metrics)."""
 
 from __future__ import annotations
 

@@ -80,6 +80,7 @@ def test_the_same_run_as_a_job(cluster: dict[str, str], tmp_path: Path) -> None:
     done = submit(cluster, *train)
     assert done.returncode == 0, done.stdout[-2500:]
     assert "succeeded" in done.stdout and "step    1/1" in done.stdout
+    assert f"Report: {folder / 'report.html'}" in done.stdout  # who reads the log knows no working directory
     assert json.loads((folder / "summary.json").read_text())["steps"] == 1
 
     failed = submit(cluster, *train, "policy.checkpoint=nowhere", f"folder={tmp_path / 'other'}")

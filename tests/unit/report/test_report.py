@@ -18,11 +18,13 @@ from cluster.cli import main
 from recipe.config import load_config
 from recipe.errors import RunError
 from recipe.provenance import environment_facts, write_environment
-from recipe.run_folder import RunFolder, append_json, write_atomically
+from recipe.run_folder import RunFolder, append_json, read_json_lines, write_atomically
+from recipe.training_facts import write_training_facts
 from report.chart import Chart, Line, smooth
 from report.page import write_comparison, write_report
-from report.runs import group_runs, read_runs
+from report.runs import duration, group_runs, read_runs
 from report.samples import word_changes
+from report.subject import scores, sentence
 from report.tables import timing
 
 PROMPTS = {"a red <b>": "counting", "two blue stars": "single"}
@@ -57,7 +59,7 @@ def make_run(
     score(folder, "test", 0, side, 0.4 + 0.1 * seed)
     if steps == of:
         score(folder, "test", steps, side, 0.8 + 0.1 * seed)
-        summary = {"seconds": 2.0 * steps + 30, "training_seconds": 2.0 * steps + 10}
+        summary = {"seconds": 2.0 * steps + 30, "resumed_at": 0}
         write_atomically(folder.summary, json.dumps(summary))
     return folder
 
@@ -146,7 +148,7 @@ def test_different_configs_side_by_side(tmp_path: Path) -> None:
     assert main(["report", str(slow[0].path), "--out", str(out), str(fast.path), str(slow[1].path)]) == 0
     html = out.read_text()
     text = text_of(html)
-    assert "3 runs of 2 configs" in text
+    assert "3 runs of 2 configs" in text and "pictures before" not in text  # these runs did not keep their number
     assert "rewards.services.detector.weight 1.0 2.0 learner.optimizer.lr 0.00015 0.001 Held-out" in text
     for key in ("seed", "folder", "metrics.port"):
         assert f"<td>{key}</td>" not in html
@@ -187,6 +189,58 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
 
 
+def test_it_says_what_was_trained(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    config = load_config(folder.config)
+    write_training_facts(folder, config)
+    text = text_of(write_report(folder).read_text())
+    prompts = len(Path("shapes/data/train.jsonl").read_text().splitlines())
+    assert (
+        f"shapes/checkpoint was trained with BiCoT-GRPO on {prompts:,} prompts of shapes/data/train.jsonl by the "
+        "rewards detector (1), attributes (0.5) and tidiness (0.25): 20 of 20 steps of 8 groups x 8 members, so 64 "
+        "pictures each, drawn at guidance scale 2.0."
+    ) in text
+    dev = len(Path("shapes/data/dev.jsonl").read_text().splitlines())
+    test = 4 * len(Path("shapes/data/test.jsonl").read_text().splitlines())
+    assert "detector weight 1; 64 pictures a step Are the things there, in the right number and relation?" in text
+    assert f"strict not trained on; 64 pictures a step; held-out: dev {dev:,}, test {test:,}" in text
+    assert "attributes weight 0.5; 64 pictures a step" in text
+    append_json(
+        folder.metrics, {"step": 21, "seconds/step": 1.0, "pictures_per_s": 1.0, "reward_missing/strict": 210.0}
+    )
+    append_json(folder.held_out, {"step": 21, "split": "test", "scores": {"all": 0.5}, "pictures": {"all": 7}})
+    other = make_run(tmp_path / "other", 0, "learner.optimizer.lr=1e-3", "held_out.test_members=2")
+    write_training_facts(other, load_config(other.config))
+    compared = text_of(write_comparison([folder, other]).read_text())
+    assert "all one, step 0 → 21 7 0.400" in compared and f"other, step 0 → 20 {test // 2} 0.400" in compared
+    strict = scores(group_runs(read_runs([folder])))[-1]
+    assert strict.pictures == f"54 of 64 pictures a step on average; held-out: dev {dev:,}, test 7"
+
+
+def test_it_says_what_older_and_smaller_runs_trained(tmp_path: Path) -> None:
+    """Without the facts that newer runs keep; an adapter; no plans; one reward; several seeds."""
+    options = ["semantic.enabled=false", "learner.lora={rank: 4}", "rewards.services=[{name: only, target: a:B}]",
+               "held_out=null"]  # fmt: skip
+    runs = [make_run(tmp_path / f"seed{seed}", seed, *options, steps=20 - seed) for seed in range(2)]
+    (group,) = group_runs(read_runs(runs))
+    assert sentence(group) == (
+        "shapes/checkpoint was trained with BiCoT-GRPO on shapes/data/train.jsonl by the reward only (1) in each of "
+        "2 runs: 19 to 20 of 20 steps of 8 groups x 8 members, so 64 pictures each, drawn at guidance scale 2.0, "
+        "without a semantic CoT, a LoRA adapter of rank 4 trained."
+    )
+    assert "What it looks at was not recorded" in write_report(runs[0]).read_text()
+
+
+def test_minutes_and_rate_are_those_of_the_console(tmp_path: Path) -> None:
+    """`summary.json`, which the console reads out, is written by the same definitions."""
+    folder = make_run(tmp_path / "one")
+    text = text_of(write_report(folder).read_text())
+    assert "40 s in steps" in text and "1.2 min in all" in text and "32.0 pictures/s in steps" in text
+    assert [duration(one) for one in (59.4, 59.6, 7199, 7200)] == ["59 s", "1.0 min", "120.0 min", "2.0 h"]
+    write_atomically(folder.summary, json.dumps({"seconds": 70.0, "resumed_at": 5}))
+    assert "in all" not in text_of(write_report(folder).read_text())  # since the resume is not all
+
+
 def test_phases_add_up_to_the_step(tmp_path: Path) -> None:
     (group,) = group_runs(read_runs([make_run(tmp_path / "run")]))
     found = timing(group)
@@ -211,6 +265,12 @@ def test_lines_of_a_chart() -> None:
     svg = Chart("spikes", [Line("one", spiky)]).svg()
     points = re.search(r'<polyline points="([^"]+)"', svg)
     assert points and len(points[1].split()) < 300 and " 108.8,0.0 " in points[1]
+    cut = Chart("spikes", [Line("one", [(0.0, 0.0), (99.0, 1.0)], [[(float(x), x == 37) for x in range(99)], spiky])])
+    assert cut.cut_off() == "1 point cut off: up to 100 (step 1777)" and cut.svg().count("<polygon") == 1
+    assert "<title>100, cut off</title>" in cut.svg() and ">step</text>" in svg
+    low = Chart("spikes", [Line("one", [(0.0, 0.0), (99.0, 1.0)], [[(5.0, -3.0), *((x, 0.5) for x in range(99))]])])
+    assert low.cut_off() == "1 point cut off: down to -3 (step 5)"
+    assert Chart("spikes", [Line("one", spiky)]).cut_off() == "" and "<polygon" not in svg
     for odd in ([], [(1.0, math.inf)], [(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -1e-9), (2.0, 1e9)]):
         assert Chart("odd", [Line("one", odd, [odd])]).svg().count("<svg") == 2
 
@@ -234,6 +294,32 @@ def test_pages_in_a_browser(browser: Chromium, tmp_path: Path) -> None:
             assert visit.page_width <= visit.window_width == width
             assert browser.value("[...document.images].every((one) => one.complete && one.naturalWidth)")
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 29)"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+@pytest.mark.parametrize("count", [2, 6])
+def test_comparisons_need_no_scrolling_at_1280(browser: Chromium, tmp_path: Path, count: int) -> None:
+    """Runs of different configs and long names, each with seeds, many rewards of long names."""
+    names = [f"{kind}_{rest}" for kind in ("grounded_detector", "preference", "visual_question_answering", "judge")
+             for rest in ("of_the_paper", "of_the_code")]  # fmt: skip
+    runs = []
+    for number in range(count):
+        for seed in range(2):
+            run = make_run(
+                tmp_path / f"janus_pro_7b_staleness_{number}_seed_{seed}",
+                seed,
+                f"learner.optimizer.lr={number + 1}e-4",
+            )
+            for row in read_json_lines(run.metrics):
+                append_json(
+                    run.metrics, {**row, "step": row["step"] + 20} | {f"reward/{name}": 0.5 for name in names}
+                )
+            write_environment(run, [])
+            runs.append(run)
+    browser.visit(write_comparison(runs), 1280)
+    wide = "[...document.querySelectorAll('.scroll, .strip')].filter((one) => one.scrollWidth > one.clientWidth)"
+    assert browser.value(f"{wide}.map((one) => one.ariaLabel + ' ' + one.scrollWidth)") == []
+    assert browser.value("document.querySelectorAll('.scroll').length") >= 4
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
