@@ -8,14 +8,23 @@ Shapes are static except for the number of rows and the span of slots that a cal
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaModel
 
 from actors.fused_linear import FusedLinear
+
+HAS_TRITON = find_spec("triton") is not None
+if HAS_TRITON:
+    from actors.decode_attention import attend_live
+
+_REPEATABLE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""cuDNN's kernel for one query and a mask gives other bits at every call."""
 
 
 def cache_dtype(dtype: torch.dtype, on_cpu: bool, compiled: bool) -> torch.dtype:
@@ -55,6 +64,7 @@ class CachedLlama:
             )
         self._llama = llama
         self._layers = [_Layer(layer) for layer in llama.layers]
+        _give_back(llama)
         self._decode_layer = torch.compile(_decode_layer) if compile_layers else _decode_layer
         self._dtype = dtype
         self._rows = rows
@@ -80,6 +90,7 @@ class CachedLlama:
                     cache[layer] = fresh
                 else:
                     cache.append(fresh)
+            _give_back(self._llama)
         positions = torch.arange(capacity, device=weight.device).unsqueeze(0)
         cos, sin = self._llama.rotary_emb(weight, positions)
         self._cos, self._sin = cos[0], sin[0]
@@ -141,7 +152,15 @@ class CachedLlama:
         Whether there was any.
         """
         fused = [linear.refresh() for layer in self._layers for linear in (layer.qkv, layer.gate_up)]
+        if any(fused):
+            _give_back(self._llama)
         return any(fused)
+
+
+def _give_back(llama: LlamaModel) -> None:
+    """Free blocks go back to the card: nothing asks for their sizes again, and others may share the card."""
+    if llama.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _decode_layer(
@@ -164,7 +183,10 @@ def _decode_layer(
     values[index, :, positions] = value.to(values.dtype)
     # Heads that share keys stand side by side, so that grouped-query attention is the same product.
     q = query.reshape(count, kv_heads, heads // kv_heads, -1)
-    out = _attend(q, keys[:count, :, :span], values[:count, :, :span], mask.unsqueeze(1), scale)
+    if HAS_TRITON and states.is_cuda and query.shape[-1] in (32, 64, 128, 256):
+        out = attend_live(query, keys, values, positions, scale)
+    else:
+        out = _attend(q, keys[:count, :, :span], values[:count, :, :span], mask.unsqueeze(1), scale)
     return _finish(layer, states, out.reshape(count, heads, -1))
 
 
@@ -175,7 +197,8 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: fl
     for the code that torch generates, which reads at the memory's rate, or as products of matrices in float32.
     """
     if keys.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+        with sdpa_kernel(_REPEATABLE):
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
     q, bias = query.float(), mask.float()
     if torch.compiler.is_compiling():
         scores = (q.unsqueeze(3) * keys.float().unsqueeze(2)).sum(-1) * scale + bias

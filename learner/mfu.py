@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from learner.batching import BatchPlan
-from learner.zero import whole_shape
 
 PEAK_TFLOPS = {
     "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148, "B200": 2250, "A100": 312,
@@ -35,6 +34,8 @@ class MfuMeter:
 
     def __init__(self, layers: nn.Module, reference: bool, peak_tflops: float | None) -> None:
         """`reference` where a reference policy is scored too; `peak_tflops` of one device, for those not known."""
+        from learner.zero import whole_shape  # imports DeepSpeed, which `peak_flops` needs none of
+
         parameters = list(layers.parameters())
         sizes = [math.prod(whole_shape(parameter)) for parameter in parameters]
         trained = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)

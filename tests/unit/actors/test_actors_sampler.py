@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.cached_llama import _attend
+from actors.cached_llama import HAS_TRITON, CachedLlama, _attend
 from actors.errors import PromptError
 from actors.sampler import ImageSampler, SampledImage, SampleRequest
 from policy.config import PolicyConfig
@@ -247,6 +247,26 @@ def test_attention_of_one_position_equals_torchs(dtype: torch.dtype) -> None:
     torch.testing.assert_close(_attend(query, k, v, mask, 0.3), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.skipif(not (torch.cuda.is_available() and HAS_TRITON), reason="a Triton kernel needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_to_live_slots_equals_torchs(dtype: torch.dtype) -> None:
+    """Whatever stands behind them, in every row's own length, and with heads that share keys."""
+    from actors.decode_attention import attend_live
+
+    torch.manual_seed(0)
+    query = torch.randn(5, 4, 32, dtype=dtype, device="cuda")
+    keys, values = (torch.randn(6, 2, 200, 32, dtype=dtype, device="cuda") for _ in range(2))
+    positions = torch.tensor([0, 63, 64, 150, 199], device="cuda")
+    keys[0, :, 1:], values[0, :, 1:] = float("nan"), float("nan")
+    found = attend_live(query, keys, values, positions, 0.3)
+    for row, last in enumerate(positions.tolist()):
+        k, v = (cache[row, :, : last + 1].repeat_interleave(2, dim=0) for cache in (keys, values))
+        expected = (query[row].float().unsqueeze(1) @ k.float().transpose(1, 2) * 0.3).softmax(-1) @ v.float()
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(found[row].float(), expected.squeeze(1), atol=tolerance, rtol=tolerance)
+    assert torch.equal(found, attend_live(query, keys, values, positions, 0.3))
+
+
 def test_a_step_waits_for_nothing_of_the_device(tiny_policy: Policy) -> None:
     """As a CUDA graph demands: on the meta device, whose tensors hold nothing, whoever asks for a value fails."""
     model = copy.deepcopy(tiny_policy.model).to("meta")
@@ -269,6 +289,17 @@ def test_graphs_draw_the_same_pictures(tiny_policy: Policy) -> None:
         with torch.no_grad():
             for parameter in model.model.language_model.parameters():
                 parameter.data = parameter.data * 1.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has no allocator that keeps freed memory")
+def test_what_a_grown_cache_has_left_goes_back_to_the_card(tiny_policy: Policy) -> None:
+    llama = copy.deepcopy(tiny_policy.model).to("cuda").model.language_model
+    with torch.inference_mode():
+        cache = CachedLlama(llama, 256, 800, torch.float32)
+        before = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        cache.grow(1200)
+    left = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - before
+    assert left < 2**23, f"{left / 2**20:.0f} MiB kept of caches of 100 MiB"
 
 
 @pytest.mark.slow
