@@ -17,6 +17,7 @@ BENCHMARKS = {
     "buffer": "trajectory groups a second, in and out of Redis",
     "weights": "seconds to publish and apply weights, by size and transport",
     "rewards": "pictures a second, by reward and batch size",
+    "startup": "seconds until a run's first step, and the imports that they go into",
 }
 
 
