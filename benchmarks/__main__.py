@@ -18,6 +18,7 @@ BENCHMARKS = {
     "weights": "seconds to publish and apply weights, by size and transport",
     "rewards": "pictures a second, by reward and batch size",
     "gpu": "what one GPU does with sampler, scorer and detector, part by part; torch and transformers suffice",
+    "startup": "seconds until a run's first step, and the imports that they go into",
 }
 GPU_PARTS = ("ceilings", "pcie", "attention", "detector", "memory", "sampler", "gap", "scorer")
 

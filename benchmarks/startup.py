@@ -1,0 +1,145 @@
+"""How long a run takes to start, and where the time goes: imports, process by process, and the phases of a run.
+
+A process that computes with torch, transformers or vLLM spends its start on imports. They take CPU time, and what
+Ray starts cannot share them. Their sum over the machine's cores is the least that a start takes. Beside it: one
+process that imports the same libraries, as a script does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from benchmarks.report import Report, Value
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = {
+    "driver": (1, "cluster.run"),
+    "semantic": (1, "actors.semantic"),
+    "image": (1, "actors.image_actor"),
+    "learner": (1, "learner.rank"),
+    "rewards, Serve's controller": (5, "rewards.replica"),
+}
+"""How many of a shapes run are alike, and the module that holds their imports."""
+PARTS = ("torch", "torch._dynamo", "transformers.models.janus.modeling_janus", "ray", "vllm", "deepspeed")
+"""Imported before the module, in this order, where the module needs them: each pays for what was not there yet."""
+PHASES = {
+    "checking": "checking",
+    "starting Redis": "Redis, Ray",
+    "starting the pools": "pools",
+    "metrics at": "ready",
+}
+_DEADLINE_S = 600.0
+
+_IMPORTS = """
+import json, sys, time
+parts, module = json.loads(sys.argv[1]), sys.argv[2]
+spent, last = {}, time.process_time()
+for name in [*parts, module]:
+    __import__(name)
+    now = time.process_time()
+    spent[name], last = now - last, now
+print(json.dumps(spent))
+"""
+_NEEDED = (
+    "import json, sys; __import__(sys.argv[1]); print(json.dumps([n for n in sys.argv[2:] if n in sys.modules]))"
+)
+
+
+def run(report: Report) -> None:
+    """Measure the imports of each kind of process, and a run of one step.
+
+    Raises:
+        SystemExit: another scale than tiny, or a process failed.
+    """
+    if report.scale != "tiny" or report.device != "cpu":
+        sys.exit("startup: runs at --scale tiny on a CPU")
+    total = _imports(report)
+    _phases(report, total)
+
+
+def _imports(report: Report) -> float:
+    """CPU seconds of all processes' imports."""
+    rows: list[dict[str, Value]] = []
+    total = 0.0
+    for process, (count, module) in PROCESSES.items():
+        needed = json.loads(_python(_NEEDED, module, *PARTS))
+        spent = [json.loads(_python(_IMPORTS, json.dumps(needed), module)) for _ in range(report.repeats)]
+        row: dict[str, Value] = {"process": process, "of them": float(count)}
+        for part in PARTS:
+            name = "transformers" if part.startswith("transformers") else part
+            row[name] = median(one[part] for one in spent) if part in needed else None
+        row["the rest"] = median(one[module] for one in spent)
+        row["CPU s"] = median(sum(one.values()) for one in spent)
+        total += count * float(row["CPU s"] or 0)
+        rows.append(row)
+    report.table(
+        "Imports, CPU seconds",
+        rows,
+        "transformers' models import torch._dynamo themselves; it brings sympy and torch.distributed.tensor.",
+    )
+    return total
+
+
+def _phases(report: Report, imports: float) -> None:
+    runs = [_run() for _ in range(report.repeats)]
+    cores = len(os.sched_getaffinity(0))
+    script = ["torch", "transformers.models.janus.modeling_janus", "vllm", "deepspeed"]
+    alone = median(_seconds(script) for _ in range(report.repeats))
+    first = median(one["step 1"] for one in runs)
+    rows: list[dict[str, Value]] = [{"until": name, "s": median(one[name] for one in runs)} for name in runs[0]]
+    rows.append({"until": f"imports alone, over {cores} cores", "s": imports / cores})
+    rows.append({"until": "a script has imported torch, transformers, vLLM, DeepSpeed", "s": alone})
+    report.table(
+        "From `bicot train deploy/runs/shapes.yaml` to the first step, seconds",
+        [row | {"of step 1": float(row["s"] or 0) / first} for row in rows],
+    )
+
+
+def _run() -> dict[str, float]:
+    """Seconds until each phase of a run of one step began, and until the step was done."""
+    with tempfile.TemporaryDirectory(prefix="bicot-startup-") as folder:
+        command = [
+            sys.executable, "-m", "cluster", "train", "deploy/runs/shapes.yaml", f"folder={folder}/run", "steps=1",
+            "held_out=null",
+        ]  # fmt: skip
+        began, reached = time.monotonic(), dict[str, float]()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            assert process.stdout
+            told = []
+            for line in process.stdout:
+                told.append(line)
+                for words, name in {**PHASES, "step ": "step 1"}.items():
+                    if words in line and name not in reached and (name != "step 1" or "1/1" in line):
+                        reached[name] = time.monotonic() - began
+            if process.wait(_DEADLINE_S) or "step 1" not in reached:
+                sys.exit(f"startup: the run failed:\n{''.join(told)[-3000:]}")
+        finally:
+            if process.poll() is None:
+                process.kill()
+        return reached
+
+
+def _seconds(modules: list[str]) -> float:
+    began = time.monotonic()
+    _python("import sys; [__import__(name) for name in sys.argv[1:]]", *modules)
+    return time.monotonic() - began
+
+
+def _python(code: str, *arguments: str) -> str:
+    """The last line that a fresh process prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_DEADLINE_S,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"startup: {arguments} failed:\n{done.stderr[-3000:]}")
+    return done.stdout.strip().rpartition("\n")[2]
