@@ -31,6 +31,7 @@ from recipe.run_folder import RunFolder
 from rewards.service import RewardServiceError, RewardServices
 from transport.buffer import TrajectoryBuffer
 from transport.errors import TransportError
+from transport.group_files import GroupFiles
 from transport.redis_server import start_server
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ class System:
 
     async def run(self, progress: Progress, after_step: Callable[[int, dict[str, float]], Awaitable[None]]) -> None:
         """Run the training loop from the system's position on."""
-        await TrainingLoop(self.config, self.order, self.rollout, self.buffer, self, after_step, progress).run()
+        kept = GroupFiles(self.folder.groups) if self.config.rollout.keep_groups else None
+        await TrainingLoop(self.config, self.order, self.rollout, self.buffer, self, after_step, progress, kept).run()
 
     async def train(self, groups: int) -> dict[str, float]:
         """One step of the learner on the buffer's next groups."""
@@ -135,6 +137,7 @@ class System:
         dropped = self.buffer.rewind(self.order[index].group_id for index in range(trained))
         logger.info("resumed at step %d; %d groups of the buffer are drawn again", self.position, dropped)
         self.folder.rewind(self.position)
+        GroupFiles(self.folder.groups).drop_after(self.position)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -123,7 +123,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="already holds a run"):
         folder.create(config, resume=False, fresh=False)
     (folder.path / "mark").touch()
-    longer = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "steps=200"])
+    longer = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "steps=200", "rollout.keep_groups=5"])
     folder.create(longer, resume=True, fresh=False)
     assert load_config(folder.config) == longer
     other = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "rollout.staleness=0"])
