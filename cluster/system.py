@@ -84,7 +84,9 @@ class System:
             stack.callback(part.close)
         for pool in (ranks.pool, *pools.all):
             telemetry.watch(pool)
-        rewards = await _start_processes(config, folder, name, ranks, pools, stack)
+        deadline_s = config.ray.start_deadline_s
+        actors = asyncio.gather(ranks.start(deadline_s), pools.start(deadline_s))
+        rewards = await start_processes(config, folder, name, actors, stack)
 
         rollout = Rollout(pools, rewards.clients, telemetry, config.seed, config.rollout)
         prompts = load_prompts(config.prompts.train, config.prompts.exclude)
@@ -160,13 +162,15 @@ def _own_redis(folder: RunFolder, stack: contextlib.AsyncExitStack) -> str:
     return server.url
 
 
-async def _start_processes(
-    config: RunConfig, folder: RunFolder, name: str, ranks: LearnerRanks, pools: RolloutPools,
-    stack: contextlib.AsyncExitStack,
-) -> RewardServices:  # fmt: skip
-    """Start learner, pools and rewards side by side."""
-    deadline_s = config.ray.start_deadline_s
-    actors = asyncio.gather(ranks.start(deadline_s), pools.start(deadline_s))
+async def start_processes(
+    config: RunConfig, folder: RunFolder, name: str, actors: Awaitable[object], stack: contextlib.AsyncExitStack
+) -> RewardServices:
+    """Start `actors` (which wait until learner and pools are up) and the rewards side by side.
+
+    Raises:
+        RunError: one of them did not start.
+    """
+    actors = asyncio.ensure_future(actors)
     if any(service.gpus for service in config.rewards.services):
         await actors  # a small reward that came first could take the GPU that a large actor needs whole
     services, _ = await asyncio.gather(_reward_services(config, folder, name, stack), actors)

@@ -87,7 +87,9 @@ class LearnerRanks:
     async def replay(self, of: RunFolder, step: int, groups: int) -> Replayed:
         """Train the kept groups of a step of the run `of` again, from its newest checkpoint before."""
         arguments = (str(of.checkpoints), str(of.groups), step, groups)
-        replayed: Replayed = (await self._all("replay", *arguments, work=f"step {step} again"))[0]
+        deadline_s = step * self.pool.spec.deadline_s  # as many steps as may be trained on the way
+        told = await self.pool.everywhere("replay", *arguments, work=f"step {step} again", deadline_s=deadline_s)
+        replayed: Replayed = told[0]
         return replayed
 
     async def export(self) -> None:
