@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from recipe.config import ConfigError, RunConfig, load_config
-from recipe.errors import RunError
+from recipe.config import RunConfig, load_config
+from recipe.errors import ConfigError, RunError
 from recipe.run_folder import RunFolder, append_json, read_json_lines
 
 if TYPE_CHECKING:  # a wrong call is told before torch and DeepSpeed are imported

@@ -19,8 +19,8 @@ from learner.process_group import join
 from learner.replay import Replayed
 from policy.config import PolicyConfig
 from policy.janus import Policy
-from recipe.config import ConfigError, RunConfig, dump_config
-from recipe.errors import RunError
+from recipe.config import RunConfig, dump_config
+from recipe.errors import ConfigError, RunError
 from transport.group_files import GroupFiles
 from transport.rendezvous import Endpoint
 from transport.trajectory import Member, TrajectoryGroup
