@@ -83,12 +83,9 @@ def complete(folder: str | Path) -> list[Path]:
 
 
 def newest(folder: str | Path, at_most: int | None = None) -> Path | None:
-    """The newest complete checkpoint; None where there is none.
-
-    With `at_most`, of those whose `run_state` has a `step` up to that.
-    """
+    """The newest complete checkpoint, with `at_most` of those up to that step; None where there is none."""
     for path in complete(folder):
-        if at_most is None or read_state(path)["run_state"]["step"] <= at_most:
+        if at_most is None or read_state(path)["step"] <= at_most:
             return path
     return None
 

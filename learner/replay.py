@@ -59,7 +59,9 @@ def replay(
     """
     files = GroupFiles(kept)
     path = checkpoint.newest(checkpoints, at_most=step - 1)
-    start = int(checkpoint.load(engine, path)["step"]) if path else 0
+    if path:
+        checkpoint.load(engine, path)
+    start = engine.steps
     between = tuple(range(start + 1, step))
     if any(files.count(one) < groups for one in between):
         between = ()

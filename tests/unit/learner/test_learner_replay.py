@@ -51,7 +51,7 @@ def run(tiny_policy: Policy, tiny_config: PolicyConfig, tmp_path_factory: pytest
             GroupFiles(kept.groups).write(step, group)
         kept.metrics[step] = engine.step(groups, WEIGHTS)
         if step == SAVED:
-            checkpoint.save(engine, kept.checkpoints, {"step": step}, keep=1)
+            checkpoint.save(engine, kept.checkpoints, keep=1)
     return kept
 
 
