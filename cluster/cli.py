@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except Exception:
+        os.dup2(own_stderr, 2)  # a traceback is for the terminal
+        raise
     finally:
         os.close(own_stderr)
 
@@ -80,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     rehearse.add_argument("--folder", default="runs/rehearsal", help="where all of it goes (default: runs/rehearsal)")
     rehearse.add_argument("--rows", type=int, default=16, help="prompts, of every task type in turn (default: 16)")
     rehearse.add_argument("--layout", choices=["hf", "original"], default="hf", help="of the Janus checkpoint")
+    rollout = with_config("rollout", "Draw and score groups, train nothing; say whether they are as they should be.")
+    rollout.add_argument("--groups", type=int, default=4, help="prompts, of rollout.group_size pictures (default: 4)")
+    rollout.add_argument("--folder", default="runs/rollout", help="where all of it goes (default: runs/rollout)")
+    replay = commands.add_parser("replay", help="Train a step of a run again, on the groups that it kept.")
+    replay.add_argument("run", help="run folder; rollout.keep_groups has it keep groups")
+    replay.add_argument("step", type=int, help="the step")
+    replay.add_argument("overrides", nargs="*", help="learner settings, e.g. learner.micro_batch_tokens=512")
     report = commands.add_parser("report", help="Write the HTML report of a run, or of several side by side.")
     report.add_argument("runs", nargs="+", help="run folders; those of one config that differ in seed are overlaid")
     report.add_argument("--out", help="file to write (default: report.html in the run's folder, or beside the first)")
@@ -162,6 +172,36 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     return train(small, console, resume=False, fresh=True)
 
 
+def _rollout(arguments: argparse.Namespace) -> int:
+    from cluster.console import own_console
+    from cluster.pools.ray_environment import prepare
+    from recipe.config import load_config
+    from recipe.errors import ConfigError
+    from recipe.resources import alone
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.groups < 1:
+        raise ConfigError(f"--groups {arguments.groups}: ask for one group at least")
+    console = own_console()
+    console.print(f"bicot: {arguments.groups} groups of [bold]{arguments.config}[/bold] into {arguments.folder}")
+    prepare(config)
+    _require(alone(config, "semantic", "image", "rewards"), console)
+    from cluster.rollout_only import rollout_config, rollout_only
+
+    return rollout_only(rollout_config(config, arguments.folder, arguments.groups), console)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from cluster.console import own_console
+    from cluster.pools.ray_environment import prepare
+    from cluster.replay import replay, replay_config
+
+    run, console = Path(arguments.run), own_console()
+    config = replay_config(run, arguments.overrides)
+    prepare(config)
+    return replay(config, run, arguments.step, arguments.overrides, console)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from recipe.run_folder import RunFolder
     from report.page import write_comparison, write_report
@@ -214,6 +254,6 @@ def _config(arguments: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "check": _check, "train": _train, "rehearse": _rehearse, "generate": _generate, "report": _report,
-    "export": _export, "config": _config,
+    "check": _check, "train": _train, "rehearse": _rehearse, "rollout": _rollout, "replay": _replay,
+    "generate": _generate, "report": _report, "export": _export, "config": _config,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from recipe.config import RunConfig
 from recipe.errors import StageError, first_cause
 from transport.buffer import TrajectoryBuffer
 from transport.errors import TransportError
+from transport.group_files import GroupFiles
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Progress:
 class TrainingLoop:
     """Trains until `config.steps`, or until `progress.stop` is set; then the step under way is the last.
 
-    `after_step` gets each step's row of statistics.
+    `after_step` gets each step's row of statistics; `kept` takes the groups of the newest steps, before they train.
     """
 
     config: RunConfig
@@ -63,6 +64,7 @@ class TrainingLoop:
     learners: Learners
     after_step: Callable[[int, dict[str, float]], Awaitable[None]]
     progress: Progress
+    kept: GroupFiles | None = None
     _appended: dict[int, asyncio.Event] = field(default_factory=dict)
     _rolled: dict[int, RolledGroup] = field(default_factory=dict)
     _room: asyncio.Semaphore = field(init=False)
@@ -96,6 +98,8 @@ class TrainingLoop:
                     row = statistics.row(learned, waited, time.monotonic() - began)
                     self.rollout.telemetry.groups(statistics)
                     await self.after_step(progress.step, row)
+                    if self.kept:
+                        self.kept.drop_before(progress.step - config.rollout.keep_groups + 1)
                     if self._is_checkpoint(progress):
                         await self.learners.save(progress.step)
                 if progress.stop:
@@ -137,7 +141,10 @@ class TrainingLoop:
         try:
             with self.rollout.telemetry.stage("buffer", rolled.stage_seconds):
                 await asyncio.to_thread(self.buffer.append, rolled.group, deadline)
-        except TransportError as error:
+            if self.kept:
+                step = visit.index // self.config.rollout.groups_per_step + 1
+                await asyncio.to_thread(self.kept.write, step, rolled.group)
+        except (TransportError, OSError) as error:
             raise StageError("buffer", f"group {rolled.group.id}", time.monotonic() - start, str(error)) from error
         self._rolled[visit.index] = rolled
         self._appended[visit.index].set()

@@ -35,8 +35,8 @@ class Rollout:
     seed: int
     config: RolloutConfig
 
-    async def group(self, visit: Visit) -> RolledGroup:
-        """Roll out one visit to a prompt.
+    async def group(self, visit: Visit, keep_pictures: bool = False) -> RolledGroup:
+        """Roll out one visit to a prompt, and keep its pictures as PNG if asked to.
 
         Raises:
             StageError: a stage failed `retries` + 1 times.
@@ -47,7 +47,7 @@ class Rollout:
         for attempt in range(self.config.retries + 1):
             try:
                 seconds: dict[str, float] = {}
-                members, images = await self._stages(visit.prompt, seeds, visit.group_id, False, seconds)
+                members, images = await self._stages(visit.prompt, seeds, visit.group_id, keep_pictures, seconds)
                 group = TrajectoryGroup(visit.group_id, visit.index, visit.visit, visit.prompt, members)
                 looks = await asyncio.to_thread(look_at, [image.picture for image in images])
                 self.telemetry.count("bicot_groups_total")

@@ -31,6 +31,7 @@ from recipe.run_folder import RunFolder
 from rewards.service import RewardServiceError, RewardServices
 from transport.buffer import TrajectoryBuffer
 from transport.errors import TransportError
+from transport.group_files import GroupFiles
 from transport.redis_server import start_server
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,9 @@ class System:
             stack.callback(part.close)
         for pool in (ranks.pool, *pools.all):
             telemetry.watch(pool)
-        rewards = await _start_processes(config, folder, name, ranks, pools, stack)
+        deadline_s = config.ray.start_deadline_s
+        actors = asyncio.gather(ranks.start(deadline_s), pools.start(deadline_s))
+        rewards = await start_processes(config, folder, name, actors, stack)
 
         rollout = Rollout(pools, rewards.clients, telemetry, config.seed, config.rollout)
         prompts = load_prompts(config.prompts.train, config.prompts.exclude)
@@ -102,7 +105,8 @@ class System:
 
     async def run(self, progress: Progress, after_step: Callable[[int, dict[str, float]], Awaitable[None]]) -> None:
         """Run the training loop from the system's position on."""
-        await TrainingLoop(self.config, self.order, self.rollout, self.buffer, self, after_step, progress).run()
+        kept = GroupFiles(self.folder.groups) if self.config.rollout.keep_groups else None
+        await TrainingLoop(self.config, self.order, self.rollout, self.buffer, self, after_step, progress, kept).run()
 
     async def train(self, groups: int) -> dict[str, float]:
         """One step of the learner on the buffer's next groups."""
@@ -135,6 +139,7 @@ class System:
         dropped = self.buffer.rewind(self.order[index].group_id for index in range(trained))
         logger.info("resumed at step %d; %d groups of the buffer are drawn again", self.position, dropped)
         self.folder.rewind(self.position)
+        GroupFiles(self.folder.groups).drop_after(self.position)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -157,13 +162,15 @@ def _own_redis(folder: RunFolder, stack: contextlib.AsyncExitStack) -> str:
     return server.url
 
 
-async def _start_processes(
-    config: RunConfig, folder: RunFolder, name: str, ranks: LearnerRanks, pools: RolloutPools,
-    stack: contextlib.AsyncExitStack,
-) -> RewardServices:  # fmt: skip
-    """Start learner, pools and rewards side by side."""
-    deadline_s = config.ray.start_deadline_s
-    actors = asyncio.gather(ranks.start(deadline_s), pools.start(deadline_s))
+async def start_processes(
+    config: RunConfig, folder: RunFolder, name: str, actors: Awaitable[object], stack: contextlib.AsyncExitStack
+) -> RewardServices:
+    """Start `actors` (which wait until learner and pools are up) and the rewards side by side.
+
+    Raises:
+        RunError: one of them did not start.
+    """
+    actors = asyncio.ensure_future(actors)
     if any(service.gpus for service in config.rewards.services):
         await actors  # a small reward that came first could take the GPU that a large actor needs whole
     services, _ = await asyncio.gather(_reward_services(config, folder, name, stack), actors)

@@ -82,9 +82,12 @@ def complete(folder: str | Path) -> list[Path]:
     return found
 
 
-def newest(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint; None where there is none."""
-    return next(iter(complete(folder)), None)
+def newest(folder: str | Path, at_most: int | None = None) -> Path | None:
+    """The newest complete checkpoint, with `at_most` of those up to that step; None where there is none."""
+    for path in complete(folder):
+        if at_most is None or read_state(path)["step"] <= at_most:
+            return path
+    return None
 
 
 def read_state(path: Path) -> dict[str, Any]:

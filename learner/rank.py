@@ -15,6 +15,7 @@ from learner.config import LearnerConfig
 from learner.engine import LearnerEngine
 from learner.loading import load_engine
 from learner.process_group import join
+from learner.replay import Replayed, replay
 from policy.config import PolicyConfig
 from transport.buffer import TrajectoryBuffer
 from transport.config import BufferConfig, WeightsConfig
@@ -48,7 +49,7 @@ class LearnerRank:
         self,
         policy: PolicyConfig,
         learner: LearnerConfig,
-        buffer: BufferConfig,
+        buffer: BufferConfig | None,
         weights: WeightsConfig,
         reward_weights: dict[str, float],
         run: str,
@@ -56,19 +57,21 @@ class LearnerRank:
         rank: int,
         ranks: int,
     ) -> None:
-        """`buffer.url` has to be given, and `run` names the buffer in it.
+        """`buffer.url` has to be given, and `run` names the buffer in it; without a `buffer` kept groups train alone.
 
         The learning rate falls, where it does, to 0 at `total_steps`.
         """
         torch.set_num_threads(learner.threads)
-        if buffer.url is None:
-            raise LearnerError("buffer.url: the learner needs the address of the run's Redis")
         self._settings = learner
         self._rank, self._ranks = rank, ranks
         self._policy = policy
         self._reward_weights = reward_weights
         self._total_steps = total_steps
-        self._buffer = TrajectoryBuffer(buffer.url, run, buffer.capacity, reconnect_s=buffer.reconnect_s)
+        self._given: TrajectoryBuffer | None = None
+        if buffer:
+            if buffer.url is None:
+                raise LearnerError("buffer.url: the learner needs the address of the run's Redis")
+            self._given = TrajectoryBuffer(buffer.url, run, buffer.capacity, reconnect_s=buffer.reconnect_s)
         self._publisher = ObjectStorePublisher(weights.bucket_mb)
         self._bucket_bytes = weights.bucket_mb << 20
         self._member: BroadcastMember | None = None
@@ -213,6 +216,11 @@ class LearnerRank:
         log.info("back at step %d, from %s", self._engine.steps, path)
         return self._engine.steps
 
+    def replay(self, checkpoints: str, kept: str, step: int, groups: int) -> Replayed:
+        """Train a step again on its kept groups (see `learner.replay`); a collective, of ranks just set up."""
+        with self._together("a training step"):
+            return replay(self._engine, self._reward_weights, checkpoints, kept, step, groups)
+
     def export(self, folder: str) -> None:
         """Write the policy as a checkpoint in the Hugging Face layout; a collective."""
         with self._together("exporting the policy"):
@@ -220,7 +228,8 @@ class LearnerRank:
 
     def close(self) -> None:
         """Leave the buffer and the process groups."""
-        self._buffer.close()
+        if self._given:
+            self._given.close()
         if self._member:
             self._member.leave()
         if torch.distributed.is_initialized():
@@ -242,6 +251,12 @@ class LearnerRank:
                 f"{time.monotonic() - started:.1f} s; another rank is gone, or later than learner.deadline_s "
                 f"({self._settings.deadline_s:g} s): {error}"
             ) from error
+
+    @property
+    def _buffer(self) -> TrajectoryBuffer:
+        if self._given is None:
+            raise LearnerError("this learner rank has no buffer: it trains kept groups alone")
+        return self._given
 
     @property
     def _engine(self) -> LearnerEngine:

@@ -45,6 +45,10 @@ class RolloutConfig(Settings):
         "see the same batches in every run, whatever the timing, and with staleness 0 a run repeats to the bit."
     )  # fmt: skip
     retries: Tries = Field(2, ge=0, description="Further tries of a group whose stage failed, before the run ends.")
+    keep_groups: Steps = Field(
+        0, ge=0, description="Newest steps whose trajectory groups stay in the run's folder, for `bicot replay`, "
+        "beside those of steps that have not ended; 0 keeps none."
+    )  # fmt: skip
 
 
 class HeldOutConfig(Settings):

@@ -47,6 +47,20 @@ def _times(count: int, one: ImageConfig | SemanticConfig | LearnerConfig | Rewar
     return Resources(count * one.cpus, count * one.gpus, custom)
 
 
+def alone(config: RunConfig, *pools: str) -> RunConfig:
+    """The config where nothing is reserved but for these of "semantic", "image", "rewards" and "learner"."""
+    nothing = {"cpus": 0.0, "gpus": 0.0, "resources": {}}
+    changes: dict[str, object] = {
+        name: getattr(config, name).model_copy(update=nothing)
+        for name in ("semantic", "image", "learner")
+        if name not in pools
+    }
+    if "rewards" not in pools:
+        services = tuple(service.model_copy(update=nothing) for service in config.rewards.services)
+        changes["rewards"] = config.rewards.model_copy(update={"services": services})
+    return config.model_copy(update=changes)
+
+
 def check_fits(config: RunConfig, cluster: Resources) -> None:
     """Refuse pools that are larger than the cluster.
 

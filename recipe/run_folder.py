@@ -11,7 +11,7 @@ from typing import Any
 from recipe.config import RunConfig, differing_keys, dump_config, load_config
 from recipe.errors import RunError
 
-_MAY_CHANGE = {"folder", "steps", "ray", "metrics", "checkpoint", "held_out"}
+_MAY_CHANGE = {"folder", "steps", "ray", "metrics", "checkpoint", "held_out", "rollout.keep_groups"}
 
 
 class RunFolder:
@@ -23,6 +23,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
+        self.groups = self.path / "groups"
         self.tensorboard = self.path / "tensorboard"
         self.redis = self.path / "redis"
         self.metrics = self.path / "metrics.jsonl"
@@ -67,7 +68,7 @@ class RunFolder:
     def _check_same_run(self, config: RunConfig) -> None:
         """A resumed run may be longer and live elsewhere, but must be the same otherwise."""
         changed = differing_keys(load_config(self.config), config)
-        wrong = [key for key in changed if key.split(".")[0] not in _MAY_CHANGE]
+        wrong = [key for key in changed if not {key, key.split(".")[0]} & _MAY_CHANGE]
         if wrong:
             raise RunError(
                 f"{self.path} was run with another {', '.join(wrong[:5])}; resume with its own values "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.pools.pool import Pool, PoolSpec
 from recipe.config import RunConfig
@@ -11,18 +11,22 @@ from recipe.run_folder import RunFolder
 from transport.weights.broadcast import Seat
 from transport.weights.channel import Published, WeightManifest
 
+if TYPE_CHECKING:  # DeepSpeed is the ranks' alone
+    from learner.replay import Replayed
+
 
 class LearnerRanks:
     """The ranks of the learner; every method is one call to each of them, within the learner's deadline."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, buffer_url: str, run: str) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, buffer_url: str | None, run: str) -> None:
+        """Without a `buffer_url` they train kept groups alone."""
         learner = config.learner
         self._folder = folder
         self._deadline_s = config.buffer.deadline_s
         arguments = {
             "policy": config.policy,
             "learner": learner,
-            "buffer": config.buffer.model_copy(update={"url": buffer_url}),
+            "buffer": config.buffer.model_copy(update={"url": buffer_url}) if buffer_url else None,
             "weights": config.weights,
             "reward_weights": config.rewards.weights,
             "run": run,
@@ -79,6 +83,14 @@ class LearnerRanks:
         """Load the newest checkpoint, and return its step; 0 where there is none."""
         step: int = (await self._all("load", str(self._folder.checkpoints), work="loading the newest checkpoint"))[0]
         return step
+
+    async def replay(self, of: RunFolder, step: int, groups: int) -> Replayed:
+        """Train the kept groups of a step of the run `of` again, from its newest checkpoint before."""
+        arguments = (str(of.checkpoints), str(of.groups), step, groups)
+        deadline_s = step * self.pool.spec.deadline_s  # as many steps as may be trained on the way
+        told = await self.pool.everywhere("replay", *arguments, work=f"step {step} again", deadline_s=deadline_s)
+        replayed: Replayed = told[0]
+        return replayed
 
     async def export(self) -> None:
         """Write the policy as a checkpoint that `bicot generate` reads."""

@@ -74,6 +74,14 @@ class SemanticPool(RolloutPool):
         )  # fmt: skip
         super().__init__(spec, logs, config.ray.restarts, on_start)
 
+    async def load_checkpoint(self, replica: Replica) -> None:
+        """Give a replica the policy's own weights as version 0, where no learner publishes any.
+
+        Raises:
+            StageError: it failed, died, or missed the pool's deadline; nothing replaces it here.
+        """
+        await self.tell(replica, "load_checkpoint", work="the checkpoint's weights")
+
     async def generate(self, requests: Sequence[SemanticRequest], work: str) -> list[SemanticOutput]:
         """One CoT for each request, in order; `work` names what for, in errors."""
         cots: list[SemanticOutput] = await self.call("generate", requests, work=work)

@@ -74,6 +74,19 @@ class Run:
         return self.output.read_text()
 
 
+def bicot(*arguments: str, code: int = 0, deadline_s: float = 400) -> str:
+    """What a command of bicot prints; it has to end with that exit code."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=deadline_s, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
 def descendants(pid: int) -> list[int]:
     """A process and all below it."""
     found = [pid]

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_process import ROOT, Run, alive, descendants
+from run_process import ROOT, Run, alive, bicot, descendants
 from safetensors.torch import load_file
 from watched_run import STEPS, Watched
+
+from recipe.run_folder import read_json_lines
 
 REPEATABLE = ["rollout.staleness=0", "rollout.groups_in_flight=1"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -29,8 +31,8 @@ def final_weights(run: Run) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A strictly on-policy run that nobody disturbed, with held-out scores."""
-    run = Run(tmp_path_factory.mktemp("run") / "calm", *REPEATABLE)
+    """A strictly on-policy run that nobody disturbed, and that keeps its groups of two steps."""
+    run = Run(tmp_path_factory.mktemp("run") / "calm", *REPEATABLE, "rollout.keep_groups=2")
     assert run.finish() == 0, run.text()
     return run
 
@@ -80,6 +82,28 @@ def test_the_console_is_clean(undisturbed: Run) -> None:
     text = undisturbed.text()
     for word in ("Warning", "WARNING", "Traceback", "deprecated", "INFO"):
         assert word not in text, text
+
+
+def test_a_step_is_trained_again_to_the_same_numbers(undisturbed: Run) -> None:
+    folder, row = undisturbed.folder, undisturbed.rows()[-1]
+    last = int(row["step"])
+    assert [path.name for path in sorted(folder.groups.iterdir())] == [f"step-{last - 1:06d}", f"step-{last:06d}"]
+    before = {path: path.stat().st_mtime_ns for path in folder.checkpoints.rglob("*")}
+    told = bicot("replay", str(folder.path), str(last))
+    assert {path: path.stat().st_mtime_ns for path in folder.checkpoints.rglob("*")} == before
+    for line in (
+        f"ok     weights that train: {os.path.relpath(folder.checkpoints, ROOT)}/step-{last - 1:06d}: ",
+        "ok     semantic ratio: mean ",
+        "ok     image ratio: mean ",
+        "ok     the run's own step: ",
+    ):
+        assert line in told
+    (again,) = read_json_lines(folder.path / "replay" / "metrics.jsonl")
+    for name in ("loss", "kl", "grad_norm", "lr", "tokens", "entropy/image"):
+        assert again[name] == pytest.approx(row[name], rel=1e-5, abs=1e-7), name
+
+    told = bicot("replay", str(folder.path), str(last - 1), "learner.objective.beta=0")
+    assert "-      KL to the reference: not measured" in told and "settings are changed" in told
 
 
 def test_the_run_ends_what_it_started(undisturbed: Run) -> None:

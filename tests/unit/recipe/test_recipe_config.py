@@ -16,6 +16,7 @@ from cluster.prompt_order import PromptOrder
 from policy.prompts import PromptRecord
 from recipe.config import dump_config, load_config
 from recipe.errors import ConfigError, RunError
+from recipe.resources import alone, needed
 from recipe.run_folder import RunFolder
 
 SHAPES = ROOT / "deploy" / "runs" / "shapes.yaml"
@@ -114,6 +115,17 @@ def test_every_prompt_once_an_epoch() -> None:
     assert [PromptOrder(records, 3, shuffle=False)[index].prompt for index in range(7)] == records
 
 
+def test_a_part_that_runs_alone_reserves_its_own() -> None:
+    config = load_config(SHAPES, ["image.resources={rack: 1}", "learner.gpus=1"])
+    whole = {name: pool.kinds() for name, pool in needed(config).items()}
+    for parts in (("learner",), ("semantic", "image", "rewards")):
+        for name, pool in needed(alone(config, *parts)).items():
+            reserved = whole[name] if name.startswith(parts) or name.split()[0] + "s" in parts else {}
+            assert {kind: amount for kind, amount in pool.kinds().items() if amount} == {
+                kind: amount for kind, amount in reserved.items() if amount
+            }, name
+
+
 def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     config = load_config(SHAPES, [f"folder={tmp_path / 'run'}"])
     folder = RunFolder(config.folder)
@@ -123,7 +135,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="already holds a run"):
         folder.create(config, resume=False, fresh=False)
     (folder.path / "mark").touch()
-    longer = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "steps=200"])
+    longer = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "steps=200", "rollout.keep_groups=5"])
     folder.create(longer, resume=True, fresh=False)
     assert load_config(folder.config) == longer
     other = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "rollout.staleness=0"])
