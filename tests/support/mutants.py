@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ CORES = """
     evaluation/held_out.py
 """.split()
 """The modules of plain torch or less, which need no Ray, vLLM or DeepSpeed to be tested."""
+MAKERS = ("policy/tiny.py",)
+"""Makes random models for tests and rehearsals, of sizes that could as well be others."""
 
 LEFT_OUT = {
     mutators.operator_string, mutators.operator_assignment, mutators.operator_lambda, mutators.operator_arg_removal,
@@ -69,9 +72,10 @@ class Mutant:
     diff: str
 
     @property
-    def room(self) -> str:
-        """The room whose unit tests must notice it."""
-        return self.path.partition("/")[0]
+    def rooms(self) -> tuple[str, ...]:
+        """The rooms whose unit tests must notice it: its own, and for a key of the run config the recipe's."""
+        own = self.path.partition("/")[0]
+        return (own, "recipe") if self.path.endswith("/config.py") and own != "recipe" else (own,)
 
 
 class _Sites(cst.CSTVisitor):
@@ -95,7 +99,7 @@ class _Sites(cst.CSTVisitor):
 
 def sample(root: Path, modules: Iterable[str], seed: int, count: int) -> list[Mutant]:
     """`count` changes of all that the modules (patterns under `root`) admit; a larger count adds to a smaller."""
-    paths = sorted({path for pattern in modules for path in root.glob(pattern)})
+    paths = sorted({path for pattern in modules for path in root.glob(pattern)} - {root / path for path in MAKERS})
     sites = []
     for path in paths:
         module, visitor = cst.parse_module(path.read_text()), _Sites()
@@ -126,20 +130,30 @@ def _mutant(path: str, before: str, after: str) -> Mutant | None:
 
 @dataclass
 class Baseline:
-    """What the room's tests do without a change: seconds in all and each, who reaches a line, what is imported."""
+    """What a room's tests do without a change: seconds in all and each, who reaches a line, what is imported."""
 
     seconds: float
     tests: dict[str, float]
     reached: dict[str, dict[str, list[str]]]
     imported: list[str]
 
-    def order(self, mutant: Mutant) -> Callable[[str], tuple[bool, float]]:
-        """The sort key of test names for this change."""
-        changed = {line for line in mutant.diff.splitlines() if line.startswith("-")}
-        lines = range(mutant.line, mutant.line + max(1, len(changed)))
-        reached = self.reached.get(mutant.path, {})
-        first = {test for line in lines for test in reached.get(str(line), [])}
-        return lambda test: (test not in first, self.tests.get(test, 0.0))
+
+def order(mutant: Mutant, baselines: Iterable[Baseline]) -> dict[str, tuple[bool, float]]:
+    """The tests that may notice the change, each with its sort key.
+
+    Those are the tests that run any line of the module; all tests, where the changed line runs on import or in a
+    fixture, whose results others share.
+    """
+    changed = sum(line.startswith("-") for line in mutant.diff.splitlines())
+    lines = [str(line) for line in range(mutant.line, mutant.line + max(1, changed))]
+    keys: dict[str, tuple[bool, float]] = {}
+    for baseline in baselines:
+        reached = baseline.reached.get(mutant.path, {})
+        first = {test for line in lines for test in reached.get(line, [])}
+        near = {test for tests in reached.values() for test in tests}
+        some = near if first and "" not in first else baseline.tests
+        keys |= {test: (test not in first, baseline.tests[test]) for test in some if test in baseline.tests}
+    return keys
 
 
 class _Watch:
@@ -163,27 +177,25 @@ class _Watch:
         self.tests[report.nodeid] = self.tests.get(report.nodeid, 0.0) + report.duration
 
     def reached(self) -> dict[str, dict[str, list[str]]]:
-        """Module to line to tests; a line that runs on import or in a fixture has none of its own."""
+        """Module to line to tests; "" stands for an import or a fixture."""
         self._lines.stop()
         data = self._lines.get_data()
         found = {}
         for file in data.measured_files():
             lines = data.contexts_by_lineno(file)
-            found[str(Path(file).relative_to(self.root))] = {
-                str(line): tests for line, tests in lines.items() if "" not in tests
-            }
+            found[str(Path(file).relative_to(self.root))] = {str(line): tests for line, tests in lines.items()}
         return found
 
 
 class _InOrder:
-    """A pytest plugin that runs tests in an order of its own."""
+    """A pytest plugin that runs the tests that have a key, in the order of their keys."""
 
-    def __init__(self, key: Callable[[str], Any]) -> None:
-        self.key = key
+    def __init__(self, keys: dict[str, tuple[bool, float]]) -> None:
+        self.keys = keys
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: self.key(item.nodeid))
+        items[:] = sorted((one for one in items if one.nodeid in self.keys), key=lambda one: self.keys[one.nodeid])
 
 
 class Copy:
@@ -198,11 +210,11 @@ class Copy:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root / name, folder / name)
 
-    def digest(self, room: str) -> str:
-        """Of all that the outcome of a change to `room` depends on."""
+    def digest(self, rooms: Iterable[str]) -> str:
+        """Of all that the outcome of a change depends on, which the tests of `rooms` are to notice."""
         sources = [path for path in self.root.rglob("*.py") if not path.is_relative_to(self.root / "tests")]
         shared = [*self.root.glob("tests/*.py"), *self.root.glob("tests/support/*.py")]
-        tests = self.root.glob(f"tests/unit/{room}/**/*.py")
+        tests = [path for room in rooms for path in self.root.glob(f"tests/unit/{room}/**/*.py")]
         found = hashlib.sha256()
         for path in sorted({*sources, *shared, *tests}):
             found.update(str(path.relative_to(self.root)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -216,7 +228,7 @@ class Copy:
 
         def measure() -> int:
             watch, start = _Watch(self.root), time.monotonic()
-            code = self._pytest(room, watch)
+            code = self._pytest([room], watch)
             imported = [name for name in sys.modules if not self._is_ours(name)]
             kept = [time.monotonic() - start, watch.tests, watch.reached(), imported]
             out.write_text(json.dumps(kept))
@@ -228,21 +240,22 @@ class Copy:
             raise SystemExit(f"tests/unit/{room} must pass before changes are tried; it ended with {code}:\n{said}")
         return Baseline(*json.loads(out.read_text()))
 
-    def outcome(self, mutant: Mutant, baseline: Baseline, slack: float) -> str:
-        """killed, survived, or stuck: over twice the time of the unchanged room, and `slack` seconds."""
-        path = self.root / mutant.path
+    def outcome(self, mutant: Mutant, baselines: list[Baseline], slack: float) -> str:
+        """killed, survived, or stuck: over twice the time of the unchanged rooms, and `slack` seconds."""
+        path, keys = self.root / mutant.path, order(mutant, baselines)
+        seconds = 2 * sum(baseline.seconds for baseline in baselines) + slack
         before = path.read_text()
         path.write_text(mutant.code)
         try:
-            order = _InOrder(baseline.order(mutant))
-            code = self._forked(lambda: self._pytest(mutant.room, order, "-x"), 2 * baseline.seconds + slack)
+            code = self._forked(lambda: self._pytest(mutant.rooms, _InOrder(keys), "-x"), seconds)
         finally:
             path.write_text(before)
-        return "stuck" if code is None else "survived" if code == 0 else "killed"
+        survived = code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        return "stuck" if code is None else "survived" if survived else "killed"
 
-    def _pytest(self, room: str, plugin: object, *options: str) -> int:
-        quiet = ("-q", "--tb=short", "--durations=0", "-p", "no:cacheprovider", "-p", "no:randomly")
-        return int(pytest.main([f"tests/unit/{room}", *quiet, *options], plugins=[plugin]))
+    def _pytest(self, rooms: Iterable[str], plugin: object, *options: str) -> int:
+        quiet = ("-q", "--tb=short", "--durations=0", "-p", "no:cacheprovider")
+        return int(pytest.main([*(f"tests/unit/{room}" for room in rooms), *quiet, *options], plugins=[plugin]))
 
     def _is_ours(self, name: str) -> bool:
         file = getattr(sys.modules[name], "__file__", None) or ""
@@ -280,29 +293,22 @@ def try_all(root: Path, mutants: list[Mutant], kept: Path, slack: float) -> dict
     """The mutants by outcome. `kept` holds earlier outcomes, and gets each new one at once."""
     known = dict(json.loads(line) for line in kept.read_text().splitlines()) if kept.exists() else {}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    rooms, outcomes, done = defaultdict(list), defaultdict(list), 0
-    for mutant in mutants:
-        rooms[mutant.room].append(mutant)
+    outcomes: dict[str, list[Mutant]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(root, Path(folder))
-        for room, changes in sorted(rooms.items()):
-            digest, baseline = copy.digest(room), None
-            for mutant in changes:
-                start = time.monotonic()
-                name = hashlib.sha256(f"{digest}\0{mutant.path}\0{mutant.code}".encode()).hexdigest()
-                if name not in known:
-                    baseline = baseline or _ready(copy, room)
-                    known[name] = copy.outcome(mutant, baseline, slack)
-                    with kept.open("a") as file:
-                        file.write(json.dumps([name, known[name]]) + "\n")
-                outcomes[known[name]].append(mutant)
-                done += 1
-                seconds = time.monotonic() - start
-                print(
-                    f"{done}/{len(mutants)} {known[name]} {mutant.path}:{mutant.line} ({seconds:.0f} s)", flush=True
-                )
-                if known[name] == "survived":
-                    print(mutant.diff, flush=True)
+        digest, baseline = cache(copy.digest), cache(lambda room: _ready(copy, room))
+        for done, mutant in enumerate(sorted(mutants, key=lambda one: one.rooms), start=1):
+            start = time.monotonic()
+            name = hashlib.sha256(f"{digest(mutant.rooms)}\0{mutant.path}\0{mutant.code}".encode()).hexdigest()
+            if name not in known:
+                known[name] = copy.outcome(mutant, [baseline(room) for room in mutant.rooms], slack)
+                with kept.open("a") as file:
+                    file.write(json.dumps([name, known[name]]) + "\n")
+            outcomes[known[name]].append(mutant)
+            seconds = time.monotonic() - start
+            print(f"{done}/{len(mutants)} {known[name]} {mutant.path}:{mutant.line} ({seconds:.0f} s)", flush=True)
+            if known[name] == "survived":
+                print(mutant.diff, flush=True)
     return outcomes
 
 
