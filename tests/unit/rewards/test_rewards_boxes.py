@@ -102,6 +102,35 @@ def test_the_most_confident_pair_is_looked_at() -> None:
         assert t2i_r1_code.score_prompt(record, found, (100, 100)) == pytest.approx(0.9)
 
 
+def spatial(first: str, second: str) -> PromptRecord:
+    info = {"obj1": first, "obj2": second, "locality": "left of"}
+    return PromptRecord.model_validate(
+        {"prompt": "p", "task_type": "spatial", "nouns": [first], "spatial_info": info}
+    )
+
+
+def test_a_less_confident_pair_does_not_help() -> None:
+    boxes = {"dog": [(80, 40, 99, 60), (0, 40, 20, 60)], "cat": [(0, 40, 20, 60), (80, 40, 99, 60)]}
+    found = [Detection(name, 0.9 - 0.2 * n, box) for name, two in boxes.items() for n, box in enumerate(two)]
+    assert detections.score_prompt(spatial("dog", "cat"), found, (100, 100)) == pytest.approx(0.4)
+    # Of one name it is the first two, either way round: here one stands above the other, and a third beside them.
+    dogs = [(40, 0, 60, 20), (40, 80, 60, 99), (0, 0, 10, 20)]
+    found = [Detection("dog", 0.9 - 0.2 * n, box) for n, box in enumerate(dogs)]
+    assert detections.score_prompt(spatial("dog", "Dog"), found, (100, 100)) == pytest.approx(0.4)
+    assert detections.score_prompt(spatial("dog", "Dog"), found[::2], (100, 100)) == pytest.approx(1.0)
+
+
+def test_boxes_that_overlap_by_just_as_much_stay() -> None:
+    whole, half, most = (
+        Detection(name, score, (0, 0, width, 10))
+        for name, score, width in (("dog", 0.9, 10), ("dog", 0.8, 5), ("cat", 0.7, 9))
+    )
+    assert detections.instances("DOG", [half, whole]) == [whole, half]
+    assert detections.instances("dog", [half, whole], nms_iou=0.49) == [whole]
+    assert detections.without_twins([most, whole]) == [whole, most]
+    assert detections.without_twins([most, whole], twin_iou=0.89) == [whole]
+
+
 def test_counts_are_averaged() -> None:
     numbers = [{"obj_name": "dog", "num": 2}, {"obj_name": "cat", "num": 1}, {"obj_name": "cow", "num": 1}]
     record = PromptRecord.model_validate(
