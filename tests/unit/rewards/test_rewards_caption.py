@@ -83,5 +83,5 @@ def test_every_training_prompt_has_a_caption(tokenizer: Any) -> None:
 
 def test_a_caption_may_be_as_long_as_the_detector_takes(tokenizer: Any) -> None:
     assert len(make_caption(["dog", "tv"], tokenizer, max_tokens=6).input_ids) == 6
-    with pytest.raises(CaptionError, match="6 tokens in the caption 'dog. tv.', the detector takes 5"):
+    with pytest.raises(CaptionError, match=r"6 tokens in the caption 'dog\. tv\.', the detector takes 5"):
         make_caption(["dog", "tv"], tokenizer, max_tokens=5)

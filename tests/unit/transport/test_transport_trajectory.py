@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 
 from policy.prompts import PromptRecord
 from transport.trajectory import ImageSegment, Member, SemanticSegment, TrajectoryGroup
+from transport.wire import pack
 
 
 def member(written: int | None, drawn: int) -> Member:
@@ -21,3 +24,10 @@ def test_tokens_are_completions_of_both_segments() -> None:
     members = (member(4, 6), member(None, 3), member(0, 2))
     assert TrajectoryGroup("g", 0, 0, prompt, members).tokens == 4 + 6 + 3 + 2
     assert TrajectoryGroup("g", 0, 0, prompt, ()).tokens == 0
+
+
+def test_bytes_begin_as_the_format_says() -> None:
+    """A reader of another version must be able to tell: the format and its number change together."""
+    prompt = PromptRecord(prompt="p", task_type="object", nouns=("p",))
+    data = pack(TrajectoryGroup("g", 0, 0, prompt, (member(4, 6),)))
+    assert data[:6] == b"BCTG\x00\x02" and data[6:10] == zlib.crc32(data[10:]).to_bytes(4, "big")
