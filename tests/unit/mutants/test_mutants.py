@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from paths import SUPPORT
 
 SUMS = """
@@ -50,6 +51,7 @@ def run(root: Path, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_change_that_no_test_notices_is_shown(tmp_path: Path) -> None:
     for name, text in (("room/__init__.py", ""), ("room/sums.py", SUMS), ("tests/unit/room/test_sums.py", TESTS)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from policy.checkpoint import open_checkpoint
 from policy.export import export_checkpoint
 from policy.guidance import entropy, guided_logits, log_distribution, token_logprobs
+from policy.original_config import SIGLIP
 from policy.pictures import decode_pictures
 from policy.prompts import PromptRecord, load_prompts, rows_by_task
 from policy.seeds import member_seed
@@ -109,3 +110,11 @@ def test_shards_hold_at_most_their_bytes(tiny_checkpoint: Path, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors"]
     again = WeightFiles(tmp_path)
     assert all(torch.equal(again.read(name), source.read(name)) for name in sizes)
+
+
+def test_the_vision_towers_that_the_original_names() -> None:
+    """SigLIP's published sizes (arXiv 2303.15343): width, layers, heads, patch."""
+    large, so400m = (1024, 24, 16, 16), (1152, 27, 16, 14)
+    assert {
+        "siglip_large_patch16_384": large, "siglip_so400m_patch14_384": so400m, "siglip_so400m_patch14_224": so400m
+    } == SIGLIP  # fmt: skip

@@ -54,3 +54,19 @@ BEYOND = [(key, wrong) for table in (LEAST, MOST) for key, (_, wrong) in table.i
 def test_what_lies_beyond_is_refused_by_name(key: str, wrong: float | str) -> None:
     with pytest.raises(ConfigError, match=key.rpartition(".")[2]):
         load_config(SHAPES, [f"{key}={wrong}"])
+
+
+@pytest.mark.parametrize("gpus", ["0 0 0", "1 1 1", "2 1 3"])
+def test_pools_on_whole_gpus_or_on_none_may_broadcast(gpus: str) -> None:
+    learner, image, semantic = gpus.split()
+    pools = [f"learner.gpus={learner}", f"image.gpus={image}", f"semantic.gpus={semantic}"]
+    assert load_config(SHAPES, ["weights.transport=nccl", *pools]).weights.transport == "nccl"
+    if learner != "0":  # a pool that is off has no say
+        load_config(SHAPES, ["weights.transport=nccl", *pools[:2], "semantic.enabled=false", "semantic.gpus=0"])
+
+
+def test_the_buffer_holds_what_is_let_in_and_no_less() -> None:
+    ahead = ["rollout.groups_per_step=5", "rollout.staleness=2"]
+    assert load_config(SHAPES, [*ahead, "buffer.capacity=15"]).buffer.capacity == 15
+    with pytest.raises(ConfigError, match="14 groups cannot hold the 15"):
+        load_config(SHAPES, [*ahead, "buffer.capacity=14"])

@@ -70,6 +70,12 @@ def test_a_semantic_pool_on_cpus_has_the_cache_it_is_given() -> None:
     need = pool("semantic", given, sizes(4))
     assert need.parts == {"weights": 80_000_000, "KV cache": 0.5 * GIB} and need.total == 80_000_000 + 0.5 * GIB
     assert f"for {2**29 // 100_000} whole CoTs" in need.note
+    beside_gpus = pool("semantic", given.model_copy(update={"ray": config("ray.gpu_memory_gb=10").ray}), sizes(4))
+    assert beside_gpus.parts == need.parts
+    unknown_card = pool(
+        "semantic", given.model_copy(update={"semantic": config("semantic.gpus=1").semantic}), sizes(4)
+    )
+    assert unknown_card.parts == {"weights": 80_000_000, "KV cache": 0.25 * GIB, "work": 1.5 * GIB}
     assert [need.pool for need in needs(config("semantic.enabled=false"), sizes(4), {})] == ["image", "learner"]
 
 
