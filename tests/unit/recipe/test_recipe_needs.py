@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, Llama
 
 from recipe.config import RunConfig, load_config
 from recipe.memory import CONTEXT, GIB, ModelSizes, Need, needs
-from recipe.resources import Resources, check_fits, needed
+from recipe.resources import Resources, check_fits, local_resources, needed
 
 SHAPES = ROOT / "deploy" / "runs" / "shapes.yaml"
 JANUS = JanusConfig(
@@ -166,3 +167,16 @@ def test_what_a_run_reserves() -> None:
     for lacking, kind in ((Resources(cpus, 11.4, {"fast": 1}), "GPUs"), (Resources(cpus, 11.5), "fast")):
         with pytest.raises(RuntimeError, match=f"{kind} together.*the largest is learner"):
             check_fits(given, lacking)
+
+
+def test_what_a_local_cluster_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs are counted as the kernel's driver names their devices."""
+    devices = ["nvidia0", "nvidia12", "nvidiactl", "nvidia-uvm", "nvidia-caps", "tty", "tty64", "dri-nv1234567"]
+    monkeypatch.setattr("os.listdir", {"/dev": devices}.__getitem__)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert local_resources(config("ray.cpus=3")) == Resources(3, 2)
+    found = local_resources(config())
+    assert found is not None and found.cpus == os.cpu_count()
+    assert local_resources(config("ray.address=head:6379")) is None
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert local_resources(config()) is None
