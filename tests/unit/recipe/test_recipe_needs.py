@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +128,17 @@ def test_a_learner_under_stage_three() -> None:
     third = pool("learner", config("learner.zero_stage=3", *given), large).parts
     assert third["activations"] - second["activations"] == 2e9  # as many as DeepSpeed lets live
     assert third["gradients"] == 6e9 * 4 / 4 + 5e8 * 2  # as many as its bucket holds
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_layers_that_are_recomputed_keep_their_input_alone(width: int) -> None:
+    dtype = {2: "bfloat16", 4: "float32"}[width]
+    given = config("learner.gradient_checkpointing=true", f"policy.dtype={dtype}", "learner.micro_batch_tokens=1000")
+    deeper = copy.deepcopy(JANUS)
+    deeper.text_config.num_hidden_layers += 5
+    fewer, more = (replace(sizes(width), janus=janus) for janus in (JANUS, deeper))
+    kept = [pool("learner", given, one).parts["activations"] for one in (fewer, more)]
+    assert kept[1] - kept[0] == 5 * 1000 * 64 * width
 
 
 def test_an_adapter_trains_instead_of_the_weights() -> None:
