@@ -128,6 +128,8 @@ def test_a_learner_under_stage_three() -> None:
     third = pool("learner", config("learner.zero_stage=3", *given), large).parts
     assert third["activations"] - second["activations"] == 2e9  # as many as DeepSpeed lets live
     assert third["gradients"] == 6e9 * 4 / 4 + 5e8 * 2  # as many as its bucket holds
+    first = pool("learner", config("learner.zero_stage=1", *given), large).parts
+    assert first["gradients"] == 6e9 * (4 + 2)
 
 
 @pytest.mark.parametrize("width", [2, 4])
