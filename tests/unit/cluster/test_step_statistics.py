@@ -7,7 +7,7 @@ import torch
 
 from cluster.monitor.pictures import Look
 from cluster.monitor.rolled_group import RolledGroup
-from cluster.monitor.step_statistics import step_row
+from cluster.monitor.step_statistics import RewardStatistics, StepStatistics
 from policy.prompts import PromptRecord
 from transport.trajectory import ImageSegment, Member, SemanticSegment, TrajectoryGroup
 
@@ -52,7 +52,7 @@ GROUPS = [
 
 
 def test_a_row_by_hand() -> None:
-    row = step_row(6, GROUPS, {"kl": 0.25}, 1.5, 3.0)
+    row = StepStatistics.of(6, GROUPS).row({"kl": 0.25}, 1.5, 3.0)
     assert row == pytest.approx({
         "step": 6, "seconds/step": 3.0, "seconds/wait_for_rollout": 1.5, "pictures_per_s": 2.0, "kl": 0.25,
         # two of three pairs differ: in one of four tokens, and in all
@@ -66,3 +66,10 @@ def test_a_row_by_hand() -> None:
         "reward_by_task/judge/color": 1.25 / 3, "reward_by_task/flat/color": 0.5,
         "zero_spread/judge": 0.5, "zero_spread/flat": 1.0,
     })  # fmt: skip
+
+
+def test_a_reward_by_group() -> None:
+    found = RewardStatistics.of([[0.0, 1.0, None], [None, None], [0.5, 0.5], [0.25]])
+    assert (found.scored, found.missing, found.mean) == (5, 3, pytest.approx(2.25 / 5))
+    assert found.spread == pytest.approx((0.5 + 0 + 0) / 3) and found.zero_spread == pytest.approx(2 / 3)
+    assert RewardStatistics.of([[None], [None, None]]) == RewardStatistics(0, 3, None, None, None)
