@@ -42,6 +42,7 @@ def test_distributions_by_hand() -> None:
     quarters = log_distribution(torch.tensor([1.0, 9.0]).log(), 2.0)
     assert quarters.exp().tolist() == pytest.approx([0.25, 0.75])
     assert token_logprobs(quarters.expand(2, 2), torch.tensor([1, 0])).exp().tolist() == pytest.approx([0.75, 0.25])
+    assert token_logprobs(quarters.expand(2, 3, 2), torch.ones(2, 3, dtype=torch.int64)).shape == (2, 3)
     assert guided_logits(cond.bfloat16(), bare.bfloat16(), 1.1).dtype == torch.float32
     assert log_distribution(cond.half()).dtype == torch.float32
     assert log_distribution(cond.double()).dtype == torch.float64
