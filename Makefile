@@ -1,6 +1,6 @@
 # Needs Linux on x86-64, Python 3.11 or later, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types hooks warm-start metrics config-docs panels requirements clean
+.PHONY: help setup demo test lint types hooks mutants warm-start metrics config-docs panels requirements clean
 
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
@@ -22,6 +22,7 @@ help:
 	@echo "make test        set up, then lint, types, import contracts and all tests"
 	@echo "make setup       install the pinned CPU environment into .venv"
 	@echo "make hooks       run the linters before every commit (pre-commit)"
+	@echo "make mutants     try small changes of the cores (SEED=0 COUNT=100), and show those that no unit test notices"
 	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
 	@echo "make metrics     make docs/metrics.md and the Grafana dashboards again"
 	@echo "make config-docs  make docs/config.md again"
@@ -57,6 +58,11 @@ types: setup
 
 hooks: setup
 	@$(BIN)/pre-commit install
+
+SEED := 0
+COUNT := 100
+mutants: setup
+	@$(BIN)/python tests/support/mutants.py --seed $(SEED) --count $(COUNT)
 
 warm-start: setup
 	@$(BIN)/python -m shapes.warm_start --out shapes/checkpoint

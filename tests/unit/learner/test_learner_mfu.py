@@ -44,3 +44,15 @@ def test_an_unknown_peak_gives_none() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", torch.bfloat16) == pytest.approx(989e12)
     assert peak_flops("NVIDIA H100 PCIe", torch.bfloat16) == pytest.approx(756e12)
     assert peak_flops("NVIDIA H200", torch.float32) is None and peak_flops("Some GPU", torch.bfloat16) is None
+
+
+def test_the_data_sheets_figures_by_the_names_that_cuda_gives() -> None:
+    teraflops = {
+        "NVIDIA B200": 2250, "NVIDIA H200": 989, "NVIDIA H200 NVL": 989, "NVIDIA H100 80GB HBM3": 989,
+        "NVIDIA H100 NVL": 835, "NVIDIA H800": 989, "NVIDIA H20": 148, "NVIDIA A100-SXM4-80GB": 312,
+        "NVIDIA A800-SXM4-80GB": 312, "NVIDIA L40S": 362, "NVIDIA L20": 119, "NVIDIA A40": 150,
+        "NVIDIA GeForce RTX 4090": 165,
+    }  # fmt: skip
+    assert {name: peak_flops(name, torch.float16) for name in teraflops} == {
+        name: count * 10**12 for name, count in teraflops.items()
+    }

@@ -79,3 +79,9 @@ def test_every_training_prompt_has_a_caption(tokenizer: Any) -> None:
         assert spans == {" ".join(name.lower().split()) for name in names}
         tokens = [set(range(span.start, span.end)) for span in caption.spans]
         assert all(tokens) and sum(map(len, tokens)) == len(set.union(*tokens))
+
+
+def test_a_caption_may_be_as_long_as_the_detector_takes(tokenizer: Any) -> None:
+    assert len(make_caption(["dog", "tv"], tokenizer, max_tokens=6).input_ids) == 6
+    with pytest.raises(CaptionError, match=r"6 tokens in the caption 'dog\. tv\.', the detector takes 5"):
+        make_caption(["dog", "tv"], tokenizer, max_tokens=5)
