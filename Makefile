@@ -1,6 +1,6 @@
 # Needs Linux on x86-64, Python 3.11 or later, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types hooks warm-start metrics panels requirements clean
+.PHONY: help setup demo test test-fast lint types hooks warm-start metrics panels requirements clean
 
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
@@ -19,7 +19,8 @@ export UV_HTTP_TIMEOUT := 300
 
 help:
 	@echo "make demo        set up, then train the laptop-sized run (about ten minutes on two cores)"
-	@echo "make test        set up, then lint, types, import contracts and all tests"
+	@echo "make test        set up, then lint, types, import contracts and all tests (about 20 minutes on two cores)"
+	@echo "make test-fast   the quick tests of the rooms' cores (under 3 minutes; no Ray, no vLLM, no browser)"
 	@echo "make setup       install the pinned CPU environment into .venv"
 	@echo "make hooks       run the linters before every commit (pre-commit)"
 	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
@@ -43,8 +44,15 @@ setup: .venv/.installed
 demo: setup
 	@$(BIN)/bicot train deploy/runs/shapes.yaml --fresh folder=runs/demo
 
-test: setup lint
-	@$(BIN)/python -m pytest
+# Two processes of tests, and a file of tests in one of them; beside them lint, which is done long before.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: setup
+	@$(MAKE) --no-print-directory lint & lint=$$!; $(PYTEST); tests=$$?; \
+	  wait $$lint || { echo "make lint failed: its complaints stand above the tests'"; exit 1; }; exit $$tests
+
+test-fast: setup
+	@$(PYTEST) tests/unit -m "not slow"
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

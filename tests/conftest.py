@@ -23,7 +23,7 @@ from policy.prompts import PromptRecord
 from policy.tiny import tiny_janus
 
 torch.set_num_threads(1)
-pytest_plugins = ["quick_tests", "watched_run"]
+pytest_plugins = ["quick_tests", "shared_ray", "side_by_side", "watched_run"]
 
 SPECIAL = [
     "<bos>",

@@ -51,7 +51,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
         run.wait_for(STEPS)
         os.kill(run.process.pid, signal.SIGTERM)
-        code = run.finish(120)
+        code = run.finish()
     except BaseException:
         run.kill()
         raise

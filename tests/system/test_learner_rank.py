@@ -25,7 +25,7 @@ from transport.redis_server import start_server
 from transport.rendezvous import Endpoint
 from transport.weights.object_store import ObjectStoreReceiver
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_ray")]
 
 DEADLINE = 60.0
 
@@ -40,16 +40,6 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = start_server(tmp_path_factory.mktemp("redis"))
     yield server.url
     server.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    ray.init(
-        num_cpus=4, include_dashboard=False, _temp_dir="/tmp/ray_learner", object_store_memory=200 * 2**20,
-        log_to_driver=False,
-    )  # fmt: skip
-    yield
-    ray.shutdown()
 
 
 def start(policy: PolicyConfig, url: str, run: str, learner: LearnerConfig) -> list[Any]:

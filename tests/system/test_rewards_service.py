@@ -1,4 +1,4 @@
-"""Reward services on a real local Ray with Ray Serve; one session for the module, as both are slow to start."""
+"""Reward services on a real local Ray with Ray Serve; one start of them for the module, which is slow."""
 
 import asyncio
 import json
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from policy.prompts import PromptRecord
 from rewards.base import Reward, RewardFailure
@@ -87,18 +86,10 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def services(config: RewardsConfig, logs: Path) -> Iterator[RewardServices]:
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir="/tmp/ray_rewards",
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
-    )
+def services(shared_ray: None, config: RewardsConfig, logs: Path) -> Iterator[RewardServices]:
     started = RewardServices.start(config, run="test", logs_dir=logs)
     yield started
     started.close(stop_serve=True)
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,24 +102,7 @@ def _damaging(seal: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    here = Path(__file__).parent
-    folder = tempfile.mkdtemp(prefix="ray_transport_", dir="/tmp")  # short: sockets lie in it
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        _temp_dir=folder,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(here), str(ROOT)])}},
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def members(cluster: None) -> Iterator[list[Any]]:
+def members(shared_ray: None) -> Iterator[list[Any]]:
     """A process for each of `NAMES`; a test that kills one puts another in its place."""
     processes = [ray.remote(num_cpus=0)(Member).remote() for _ in NAMES]
     ray.get([process.pid.remote() for process in processes], timeout=120)

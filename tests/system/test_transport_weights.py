@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
-from paths import ROOT
 
 from transport.errors import WeightTransferError
 from transport.weights.channel import BucketPlan, Published
 from transport.weights.object_store import ObjectStorePublisher, ObjectStoreReceiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    here = Path(__file__).parent
-    paths = os.pathsep.join(filter(None, [str(here), str(ROOT), os.environ.get("PYTHONPATH")]))
-    folder = tempfile.mkdtemp(prefix="ray_transport_", dir="/tmp")  # short: sockets lie in it
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=200 << 20,
-        _temp_dir=folder,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def tensors(version: int) -> dict[str, torch.Tensor]:
@@ -88,12 +65,12 @@ class Actor:
 
 
 @pytest.fixture(scope="module")
-def learner(cluster: None) -> Any:
+def learner(shared_ray: None) -> Any:
     return ray.remote(num_cpus=0)(Learner).remote()
 
 
 @pytest.fixture(scope="module")
-def actor(cluster: None) -> Any:
+def actor(shared_ray: None) -> Any:
     return ray.remote(num_cpus=0)(Actor).remote()
 
 
@@ -115,7 +92,7 @@ def test_an_actor_that_joins_late_asks_for_the_newest(learner: Any, actor: Any) 
     assert ray.get(actor.apply.remote(older), timeout=60) == (2, list(tensors(2))), "an actor may be one behind"
 
 
-def test_versions_rise(cluster: None) -> None:
+def test_versions_rise(shared_ray: None) -> None:
     publisher = ObjectStorePublisher(bucket_mb=1)
     assert publisher.newest() is None
     first = publisher.publish(5, tensors(5).items())
@@ -130,7 +107,7 @@ def test_versions_rise(cluster: None) -> None:
     assert publisher.publish(6, tensors(5).items()).checksum == first.checksum, "equal weights, equal checksum"
 
 
-def test_a_tensor_larger_than_a_bucket_travels_wherever_it_stands(cluster: None) -> None:
+def test_a_tensor_larger_than_a_bucket_travels_wherever_it_stands(shared_ray: None) -> None:
     large, small = torch.randn(600, 601), torch.randn(5)
     for order in ([large], [large, small], [small, large], [large, small, large.t(), small, large]):
         sent = {f"model.{number}": tensor for number, tensor in enumerate(order)}
@@ -141,7 +118,7 @@ def test_a_tensor_larger_than_a_bucket_travels_wherever_it_stands(cluster: None)
         assert all(torch.equal(arrived[name], tensor) for name, tensor in sent.items())
 
 
-def test_a_damaged_bucket_is_named_before_any_of_it_is_used(cluster: None) -> None:
+def test_a_damaged_bucket_is_named_before_any_of_it_is_used(shared_ray: None) -> None:
     published = ObjectStorePublisher(bucket_mb=1).publish(7, tensors(7).items())
     damaged = ray.get(published.handles[1]).copy()
     damaged[1000] ^= 1
@@ -158,7 +135,7 @@ def test_a_damaged_bucket_is_named_before_any_of_it_is_used(cluster: None) -> No
         assert seen == ["model.a", "model.b", "model.scalar"]
 
 
-def test_a_bucket_that_does_not_come_is_named_at_the_deadline(cluster: None) -> None:
+def test_a_bucket_that_does_not_come_is_named_at_the_deadline(shared_ray: None) -> None:
     published = ObjectStorePublisher(bucket_mb=1).publish(8, tensors(8).items())
     never = ray.remote(num_cpus=0)(lambda: time.sleep(5)).remote()
     handles = (*published.handles[:2], never)
@@ -168,7 +145,7 @@ def test_a_bucket_that_does_not_come_is_named_at_the_deadline(cluster: None) -> 
     assert time.monotonic() - started < 3
 
 
-def test_a_learner_that_died_takes_its_weights_along_and_that_is_said(cluster: None, actor: Any) -> None:
+def test_a_learner_that_died_takes_its_weights_along_and_that_is_said(shared_ray: None, actor: Any) -> None:
     doomed = ray.remote(num_cpus=0)(Learner).remote()
     published = ray.get(doomed.publish.remote(9), timeout=60)
     ray.kill(doomed)
