@@ -6,12 +6,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from paths import ROOT
 
 SYSTEMS = {"ray": "Ray", "vllm": "vLLM", "headless_chromium": "a browser"}
 """Modules that no quick test may bring into its process."""
-
-UNIT = ROOT / "tests" / "unit"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -19,7 +16,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     """A module of tests/unit that imports a system at its top is not collected."""
     before = set(sys.modules)
     report = yield
-    if isinstance(collector, pytest.Module) and UNIT in collector.path.parents and (told := brought_since(before)):
+    if isinstance(collector, pytest.Module) and is_unit(collector) and (told := brought_since(before)):
         report.outcome, report.longrepr = "failed", f"{collector.nodeid} {told}"
     return report
 
@@ -29,9 +26,14 @@ def quick(request: pytest.FixtureRequest) -> Iterator[None]:
     """A quick test that imports a system while it runs fails."""
     before = set(sys.modules)
     yield
-    of_a_system = UNIT not in request.path.parents or request.node.get_closest_marker("slow")
-    if not of_a_system and (told := brought_since(before)):
+    is_quick = is_unit(request.node) and not request.node.get_closest_marker("slow")
+    if is_quick and (told := brought_since(before)):
         pytest.fail(told)
+
+
+def is_unit(node: pytest.Collector | pytest.Item) -> bool:
+    """Whether it stands in tests/unit."""
+    return node.config.rootpath / "tests" / "unit" in node.path.parents
 
 
 def brought_since(before: set[str]) -> str:

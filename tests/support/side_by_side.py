@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from paths import ROOT
 
-SYSTEM = ROOT / "tests" / "system"
 LONGEST = (
     "test_run",
     "test_run_learns",
@@ -27,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _place(item: pytest.Item) -> int:
-    if SYSTEM not in item.path.parents:
+    if item.config.rootpath / "tests" / "system" not in item.path.parents:
         return len(LONGEST) + 1
     return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
 
