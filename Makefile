@@ -44,20 +44,20 @@ setup: .venv/.installed
 demo: setup
 	@$(BIN)/bicot train deploy/runs/shapes.yaml --fresh folder=runs/demo
 
-# Two processes of tests, and a file of tests in one of them; beside them lint, which is done long before.
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
+  $(BIN)/mypy $(ROOMS) && $(BIN)/lint-imports --no-logo
+# Two processes; all tests of a file go to one of them. In make test lint runs beside them, and ends long before them.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
-	@$(MAKE) --no-print-directory lint & lint=$$!; $(PYTEST); tests=$$?; \
-	  wait $$lint || { echo "make lint failed: its complaints stand above the tests'"; exit 1; }; exit $$tests
+	@{ $(LINT); } & lint=$$!; $(PYTEST); tests=$$?; \
+	  wait $$lint || { echo "lint failed: its complaints stand above those of the tests"; exit 1; }; exit $$tests
 
 test-fast: setup
 	@$(PYTEST) tests/unit -m "not slow"
 
 lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy $(ROOMS)
-	@$(BIN)/lint-imports --no-logo
+	@$(LINT)
 
 types: setup
 	@$(BIN)/mypy $(ROOMS)
