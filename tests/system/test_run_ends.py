@@ -11,9 +11,11 @@ from run_process import Run, descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
+ONE_REWARD = "rewards.services=[{name: detector, target: 'shapes.rewards:Detector', cpus: 0.1}]"
+
 
 def test_a_dead_learner_and_then_a_dead_redis(tmp_path: Path) -> None:
-    arguments = ["steps=200", "rollout.staleness=0", "buffer.reconnect_s=3"]
+    arguments = ["steps=200", "rollout.staleness=0", "buffer.reconnect_s=3", ONE_REWARD]
     run = Run(tmp_path / "run", *arguments)
     run.wait_for(1)
     os.kill(run.pid_of("learner-0.log"), signal.SIGKILL)
