@@ -54,9 +54,9 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     )  # fmt: skip
     try:
         run.wait_for(2)
-        seen = [read(f"{page}/metrics", "bicot_weight_version{"), read(f"{page}/targets", "bicot")]
+        seen = [read(f"{page}/metrics", 'bicot_weight_version{pool="semantic"'), read(f"{page}/targets", "bicot")]
         os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
-        run.wait_for(STEPS)
+        run.wait_for(max(STEPS, len(run.rows()) + 4))  # more than what was drawn before the actor died
         os.kill(run.process.pid, signal.SIGTERM)
         code = run.finish()
     except BaseException:
