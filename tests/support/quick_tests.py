@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -12,7 +12,9 @@ SYSTEMS = {"ray": "Ray", "vllm": "vLLM", "headless_chromium": "a browser"}
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A module of tests/unit that imports a system at its top is not collected."""
     before = set(sys.modules)
     report = yield
