@@ -1,6 +1,6 @@
 # Needs Linux on x86-64, Python 3.11 or later, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types hooks mutants warm-start metrics config-docs panels requirements clean
+.PHONY: help setup demo test test-fast lint types hooks mutants warm-start metrics config-docs panels requirements clean
 
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
@@ -19,7 +19,8 @@ export UV_HTTP_TIMEOUT := 300
 
 help:
 	@echo "make demo        set up, then train the laptop-sized run (about ten minutes on two cores)"
-	@echo "make test        set up, then lint, types, import contracts and all tests"
+	@echo "make test        set up, then lint, types, import contracts and all tests (about 20 minutes on two cores)"
+	@echo "make test-fast   the quick tests of the rooms' cores (under 3 minutes; no Ray, no vLLM, no browser)"
 	@echo "make setup       install the pinned CPU environment into .venv"
 	@echo "make hooks       run the linters before every commit (pre-commit)"
 	@echo "make mutants     try small changes of the cores (SEED=0 COUNT=100), and show those that no unit test notices"
@@ -45,13 +46,20 @@ setup: .venv/.installed
 demo: setup
 	@$(BIN)/bicot train deploy/runs/shapes.yaml --fresh folder=runs/demo
 
-test: setup lint
-	@$(BIN)/python -m pytest
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
+  $(BIN)/mypy $(ROOMS) && $(BIN)/lint-imports --no-logo
+# Two processes; all tests of a file go to one of them. In make test lint runs beside them, and ends long before them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: setup
+	@{ $(LINT); } & lint=$$!; $(PYTEST); tests=$$?; \
+	  wait $$lint || { echo "lint failed: its complaints stand above those of the tests"; exit 1; }; exit $$tests
+
+test-fast: setup
+	@$(PYTEST) tests/unit -m "not slow"
 
 lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy $(ROOMS)
-	@$(BIN)/lint-imports --no-logo
+	@$(LINT)
 
 types: setup
 	@$(BIN)/mypy $(ROOMS)

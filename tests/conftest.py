@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
@@ -23,7 +24,9 @@ from policy.prompts import PromptRecord
 from policy.tiny import tiny_janus
 
 torch.set_num_threads(1)
-pytest_plugins = ["watched_run"]
+settings.register_profile("bicot", deadline=None)  # a busy machine is no failure
+settings.load_profile("bicot")
+pytest_plugins = ["quick_tests", "shared_ray", "side_by_side", "watched_run"]
 
 SPECIAL = [
     "<bos>",

@@ -32,7 +32,7 @@ def tool(name: str) -> str | None:
 def check(*command: str | Path) -> str:
     """Run a checker; what it prints, which is what it complains of where it fails."""
     words = [str(part) for part in command]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -91,7 +91,7 @@ def _main(rank: int, ranks: int, jobs: bytes, endpoint: Any, answers: Any) -> No
         if rendezvous:
             for _ in range(ranks - 1):
                 endpoint.put(rendezvous.endpoint)
-        join(rank, ranks, rendezvous.endpoint if rendezvous else endpoint.get(timeout=120), rendezvous, 120)
+        join(rank, ranks, rendezvous.endpoint if rendezvous else endpoint.get(timeout=240), rendezvous, 240)
         results = [job(*arguments) for job, *arguments in pickle.loads(jobs)]
         # Pickled here: a tensor in a queue would be lost with the process that put it.
         answers.put((rank, pickle.dumps(results)))

@@ -16,8 +16,9 @@ from paths import ROOT, SUPPORT
 
 from recipe.run_folder import RunFolder, read_json_lines
 
+STEPS = 6
 SMALL = [
-    "steps=4", "rollout.group_size=4", "rollout.groups_per_step=2", "held_out=null", "buffer.capacity=16",
+    f"steps={STEPS}", "rollout.group_size=4", "rollout.groups_per_step=2", "held_out=null", "buffer.capacity=16",
     "checkpoint.every=1", "learner.optimizer.lr=1e-3",
 ]  # fmt: skip
 
@@ -36,7 +37,7 @@ class Run:
                 [*command, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
             )
 
-    def finish(self, deadline_s: float = 240) -> int:
+    def finish(self, deadline_s: float = 400) -> int:
         """The exit code; the run must end by itself."""
         try:
             return self.process.wait(deadline_s)
@@ -52,7 +53,7 @@ class Run:
                 continue
         self.process.wait(30)
 
-    def wait_for(self, step: int, deadline_s: float = 300) -> None:
+    def wait_for(self, step: int, deadline_s: float = 400) -> None:
         """Until that step's row is in the run's metrics."""
         end = time.monotonic() + deadline_s
         while not any(row["step"] >= step for row in self.rows()):
@@ -62,10 +63,8 @@ class Run:
             time.sleep(0.05)
 
     def pid_of(self, log: str) -> int:
-        """The process that keeps that log."""
-        match = re.search(r"process (\d+) starts", (self.folder.logs / log).read_text())
-        assert match
-        return int(match.group(1))
+        """The process that keeps that log, the newest of them."""
+        return int(re.findall(r"process (\d+) starts", (self.folder.logs / log).read_text())[-1])
 
     def rows(self) -> list[dict[str, Any]]:
         return read_json_lines(self.folder.metrics)

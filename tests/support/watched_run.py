@@ -28,6 +28,15 @@ class Watched:
     end: float
 
 
+def read(url: str, word: str, deadline_s: float = 60) -> str:
+    """The page, as soon as it has that word: a run asks its replicas every two seconds."""
+    end = time.monotonic() + deadline_s
+    while word not in (page := urllib.request.urlopen(url, timeout=30).read().decode()):
+        assert time.monotonic() < end, page
+        time.sleep(0.2)
+    return str(page)
+
+
 @pytest.fixture(scope="session")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Its image actor dies after step 2, one of its rewards sleeps, and SIGTERM ends it after step `STEPS`."""
@@ -45,13 +54,11 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     )  # fmt: skip
     try:
         run.wait_for(2)
-        seen = [
-            urllib.request.urlopen(f"{page}/{path}", timeout=10).read().decode() for path in ("metrics", "targets")
-        ]
+        seen = [read(f"{page}/metrics", 'bicot_weight_version{pool="semantic"'), read(f"{page}/targets", "bicot")]
         os.kill(run.pid_of("image-0.log"), signal.SIGKILL)
-        run.wait_for(STEPS)
+        run.wait_for(max(STEPS, len(run.rows()) + 4))  # more than what was drawn before the actor died
         os.kill(run.process.pid, signal.SIGTERM)
-        code = run.finish(120)
+        code = run.finish()
     except BaseException:
         run.kill()
         raise

@@ -1,14 +1,15 @@
-"""Both actors as real Ray actors, with weights through the real object store."""
+"""Both actors as real Ray actors, with weights by broadcast and through the real object store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import ray
 import torch
 from learner_cases import random_adapter
-from paths import ROOT
 from ray.exceptions import RayTaskError
 
 from actors.config import ImageConfig, SemanticConfig
@@ -28,42 +29,46 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 WAIT_S = 120
 
 
+@dataclass
+class Pools:
+    """An actor of each kind, and the newest version that both have."""
+
+    semantic: Any
+    image: Any
+    version: int = 0
+
+
 @pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    root = str(ROOT)
-    ray.init(
-        num_cpus=2,
-        _temp_dir="/tmp/ray_actors",
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.parametrize("transport", ["object_store", "broadcast"])
-def test_a_rollout_through_both_pools_before_and_after_a_sync(
-    session: None, tiny_config: PolicyConfig, transport: str
-) -> None:
+def pools(shared_ray: None, tiny_config: PolicyConfig) -> Iterator[Pools]:
     semantic = ray.remote(SemanticActor).remote(
         tiny_config, SemanticConfig(max_tokens=8, max_num_seqs=8, kv_cache_gb=0.05)
     )
     image = ray.remote(ImageActor).remote(tiny_config, ImageConfig(batch_size=8, guidance_scale=2.0))
+    yield Pools(semantic, image)
+    for actor in (semantic, image):
+        ray.kill(actor)
+
+
+@pytest.mark.parametrize("transport", ["broadcast", "object_store"])
+def test_a_rollout_through_both_pools_before_and_after_a_sync(
+    pools: Pools, tiny_config: PolicyConfig, transport: str
+) -> None:
+    semantic, image = pools.semantic, pools.image
     policy = load_policy(tiny_config)
     publisher = ObjectStorePublisher(bucket_mb=1)
     host = BroadcastHost("127.0.0.1")
     seats = host.seats(["learner-0", "semantic-0", "image-0"], "gloo")
     sender = BroadcastMember(seats[0])
-    for version in (1, 2, 3):
+    plain, adapted, other = range(pools.version + 1, pools.version + 4)
+    for version in (plain, adapted, other):
         tensors: dict[str, torch.Tensor] = {**trained_parameters(policy.model, "language_model")}
-        if version == 2:  # an adapter; as in a run that trains one, the other weights are the checkpoint's
+        if version == adapted:  # an adapter; as in a run that trains one, the other weights are the checkpoint's
             tensors = random_adapter(policy, [name for name in tensors if name.endswith("_proj.weight")])
             adapter = received_adapter(list(tensors.items()))
             assert adapter
             for name, tensor in adapter.merged(BaseWeights(tiny_config).tensor):
                 policy.model.state_dict()[name].copy_(tensor)
-        if version == 3:
+        if version == other:
             with torch.no_grad():
                 for parameter in tensors.values():
                     parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -104,14 +109,13 @@ def test_a_rollout_through_both_pools_before_and_after_a_sync(
             ([s.guided_logprobs for s in pictures], scores.image.logprobs),
         ]:
             torch.testing.assert_close(torch.cat(ours), theirs, atol=1e-5, rtol=0)
-    assert ray.get(semantic.metrics.remote(), timeout=WAIT_S)["weight_version"] == 3
-    assert ray.get(image.metrics.remote(), timeout=WAIT_S)["weight_version"] == 3
+    told = ray.get([semantic.metrics.remote(), image.metrics.remote()], timeout=WAIT_S)
+    assert [metrics["weight_version"] for metrics in told] == [other, other]
     if transport == "broadcast":
-        wrong = WeightManifest.of(4, [("model.unknown", torch.float32, (2, 2))], 1 << 16)
+        wrong = WeightManifest.of(other + 1, [("model.unknown", torch.float32, (2, 2))], 1 << 16)
         for actor, seat, told in ((semantic, seats[1], "were not published"), (image, seats[2], "no tensor")):
-            with pytest.raises(RayTaskError, match=rf"weights 4: .*{told}"):  # before it enters
+            with pytest.raises(RayTaskError, match=rf"weights {other + 1}: .*{told}"):  # before it enters
                 ray.get(actor.receive_weights.remote(wrong, seat, WAIT_S), timeout=WAIT_S)
         told = ray.get([semantic.metrics.remote(), image.metrics.remote()], timeout=WAIT_S)
-        assert [metrics["weight_version"] for metrics in told] == [3, 3]
-    for actor in (semantic, image):
-        ray.kill(actor)
+        assert [metrics["weight_version"] for metrics in told] == [other, other]
+    pools.version = other

@@ -15,7 +15,13 @@ from benchmarks.scales import make_model
 from benchmarks.weights import Way, check, image_ways, session
 from benchmarks.weights_receivers import ImageReceiver
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_shared_ray() -> None:
+    """The benchmark starts a Ray of its own."""
+    ray.shutdown()
 
 
 def test_a_way_that_leaves_weights_behind_is_not_measured() -> None:

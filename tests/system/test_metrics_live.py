@@ -1,4 +1,4 @@
-"""A real Prometheus beside a real run: every panel of every dashboard shows something, and every rule evaluates."""
+"""A run that is disturbed, and a real Prometheus beside it: every panel shows something, and every rule evaluates."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 import yaml
 from prometheus import ROOT, Prometheus
 from prometheus_client.parser import text_string_to_metric_families
-from watched_run import Watched
+from watched_run import STEPS, Watched
 
 from cluster.monitor.catalogue import METRICS, series_names
 from cluster.monitor.exported_names import unknown_names
 from deploy.grafana.build import BOARDS
 from deploy.grafana.draw import draw, lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WINDOW = "20s"
 NEEDS_A_GPU = {"MFU", "GPU", "GPU memory"}
@@ -33,6 +33,24 @@ def run_label(watched: Watched) -> str:
     match = re.search(r'bicot_step{run="([^"]+)"}', watched.page)
     assert match
     return match.group(1)
+
+
+def test_a_run_outlives_a_dead_actor_and_a_sleeping_reward(disturbed: Watched) -> None:
+    """The actor is replaced, the reward is missing and never 0, and staleness stays within its bound.
+
+    SIGTERM ends it with a checkpoint, and not by the handler of Ray, which aborts the driver after three seconds.
+    """
+    run = disturbed.run
+    assert list(run.folder.checkpoints.iterdir())
+    rows = run.rows()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and STEPS <= len(rows) < 60
+    assert max(row["staleness/image"] for row in rows) <= 1 and max(row["staleness/semantic"] for row in rows) <= 1
+    assert max(row["staleness/semantic"] for row in rows) > 0
+    log = (run.folder.logs / "driver.log").read_text()
+    assert "image-0 died" in log and "SIGTERM received" not in log
+    for row in rows:
+        assert row["reward_missing/attributes"] == 8 and "reward/attributes" not in row
+        assert row["reward_missing/detector"] == 0 and row["grad_norm"] > 0
 
 
 def test_the_page_holds_the_catalogue_and_nothing_else(disturbed: Watched) -> None:

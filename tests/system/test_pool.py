@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from paths import SUPPORT
 
 from cluster.pools.pool import Pool, PoolSpec, Replica
 from recipe.errors import StageError
 
-pytestmark = pytest.mark.slow
-
-TESTS = str(SUPPORT)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
-        object_store_memory=100 << 20, resources={"shelf": 1}, runtime_env={"env_vars": {"PYTHONPATH": TESTS}},
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 async def started(logs: Path, replicas: int = 1, restarts: int = 2, deadline_s: float = 60) -> tuple[Pool, list[str]]:

@@ -19,7 +19,7 @@ from recipe.run_folder import RunFolder, read_json_lines
 
 DATA = ROOT.parent / "shared" / "data" / "t2i_r1"
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data/t2i_r1 is absent"),
 ]
 
@@ -33,7 +33,7 @@ def rehearse(recipe: str, folder: Path, *arguments: str) -> tuple[str, RunFolder
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1000, check=False
     )
     text = done.stdout + done.stderr
     assert done.returncode == 0, text

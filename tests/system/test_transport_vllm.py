@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,18 +41,8 @@ PROMPT = [1, *range(5, 40)]
 
 
 @pytest.fixture(scope="module")
-def publisher() -> Iterator[ObjectStorePublisher]:
-    folder = tempfile.mkdtemp(prefix="ray_transport_", dir="/tmp")  # short: sockets lie in it
-    ray.init(
-        num_cpus=1,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        _temp_dir=folder,
-        logging_level="ERROR",
-    )
-    yield ObjectStorePublisher(bucket_mb=1)
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def publisher(shared_ray: None) -> ObjectStorePublisher:
+    return ObjectStorePublisher(bucket_mb=1)
 
 
 @pytest.fixture(scope="module")

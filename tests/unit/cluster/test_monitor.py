@@ -97,7 +97,7 @@ def test_rules_and_their_unit_tests() -> None:
     for command in (["check", "rules", *RULES], ["test", "rules", *tests],
                     ["check", "config", ROOT / "deploy/prometheus/prometheus.yml"]):  # fmt: skip
         done = subprocess.run(
-            [str(binary("promtool")), *map(str, command)], capture_output=True, text=True, timeout=60, check=False
+            [str(binary("promtool")), *map(str, command)], capture_output=True, text=True, timeout=240, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
     alerts = {rule["alert"] for file in RULES for rule in rules_of(file)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from learner_cases import WEIGHTS, random_groups
-from learner_worker import Trained, on_ranks, train_and_resume
+from learner_worker import Trained, train_and_resume
 
 from learner import checkpoint
 from learner.config import LearnerConfig, OptimizerConfig
@@ -65,15 +65,6 @@ def test_resume_is_bit_identical(
 ) -> None:
     policy = tiny_config.model_copy(update={"dtype": dtype})
     agree(train_and_resume(policy, config(stage), steps, tmp_path))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_resume_on_two_ranks(tiny_config: PolicyConfig, steps: list[list[TrajectoryGroup]], tmp_path: Path) -> None:
-    jobs = [(train_and_resume, tiny_config, config(stage), steps, tmp_path / str(stage)) for stage in (0, 1, 3)]
-    for by_rank in on_ranks(2, jobs):
-        for both in by_rank:
-            agree(both)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from learner_cases import random_groups
-from learner_worker import Trained, on_ranks, train
+from learner_worker import Trained, train
 
 from learner.config import LearnerConfig, ObjectiveConfig, OptimizerConfig
 from learner.process_group import join
@@ -94,14 +94,3 @@ def test_bfloat16_follows(
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=0.1, abs=0.02)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
     assert {tensor.dtype for tensor in got.tensors.values()} == {torch.bfloat16}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_two_ranks(tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]]) -> None:
-    layouts = [layout(0, SMALL), layout(1, LARGE), layout(2, SMALL), layout(3, SMALL), layout(3, LARGE, "selective")]
-    jobs = [(train, tiny_config, config, steps) for config in layouts]
-    for config, by_rank in zip(layouts, on_ranks(2, jobs), strict=True):
-        for trained in by_rank:
-            agree(trained, plain)
-        assert by_rank[0].metrics[0]["micro_batches"] == by_rank[1].metrics[0]["micro_batches"], config

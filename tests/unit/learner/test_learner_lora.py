@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from learner_cases import WEIGHTS, clone, random_groups
-from learner_worker import Trained, on_ranks, parts_of_parameters, train, train_and_resume
+from learner_worker import Trained, train, train_and_resume
 from pydantic import ValidationError
 
 from learner import checkpoint
@@ -219,34 +219,3 @@ def test_export(
         plain = load_policy(tiny_config).model(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
     assert (ours - plain).abs().max() > 1e-2
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_two_ranks(
-    tiny_config: PolicyConfig, plain: Trained, steps: list[list[TrajectoryGroup]], tmp_path: Path
-) -> None:
-    layouts = [layout(0), layout(2), layout(3)]
-    jobs: list[tuple[Any, ...]] = [(train, tiny_config, config, steps) for config in layouts]
-    jobs.append((train_and_resume, tiny_config, layout(3), steps, tmp_path))
-    jobs += [(parts_of_parameters, tiny_config, layout(3)), (parts_of_parameters, tiny_config, layout(3, lora=None))]
-    *trained, resumed, adapted, whole = on_ranks(2, jobs)
-    for by_rank in trained:
-        for got in by_rank:
-            agree(got, plain)
-    for undisturbed, again in resumed:
-        for name, tensor in undisturbed.tensors.items():
-            assert torch.equal(tensor, again.tensors[name]), name
-    for by_rank, models in ((adapted, 1), (whole, 2)):  # with an adapter there is no reference beside the policy
-        for parts in by_rank:
-            assert len(parts) == models
-            for model in parts:
-                check_parts(model)
-
-
-def check_parts(model: dict[str, tuple[int, int, int]]) -> None:
-    """Each of two ranks has half of every parameter, and only the heads stay whole beside it."""
-    assert sum(elements for elements, _, _ in model.values()) > 100_000
-    for name, (elements, part, beside) in model.items():
-        assert part == -(-elements // 2), name
-        assert beside == (elements if "lm_head" in name or "generation_head" in name else 0), name

@@ -27,7 +27,7 @@ def bicot(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "cluster", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_overrides_and_round_trip(tmp_path: Path) -> None:

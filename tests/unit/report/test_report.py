@@ -1,24 +1,21 @@
-"""Reports of one run, of seeds and of different configs, and how they look in a browser."""
+"""Reports of one run, of seeds and of different configs."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from headless_chromium import BROWSER, Chromium
-from PIL import Image
+from report_runs import make_run
 
 from cluster.cli import main
 from recipe.config import load_config
 from recipe.errors import RunError
 from recipe.provenance import environment_facts, write_environment
-from recipe.run_folder import RunFolder, append_json, read_json_lines, write_atomically
+from recipe.run_folder import append_json, write_atomically
 from recipe.training_facts import write_training_facts
 from report.chart import Chart, Line, smooth
 from report.page import write_comparison, write_report
@@ -26,55 +23,6 @@ from report.runs import duration, group_runs, read_runs
 from report.samples import word_changes
 from report.subject import scores, sentence
 from report.tables import timing
-
-PROMPTS = {"a red <b>": "counting", "two blue stars": "single"}
-
-
-def picture(side: int, shade: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), (shade, 90, 120)).save(out, "PNG")
-    return out.getvalue()
-
-
-def make_run(
-    path: Path, seed: int = 0, *overrides: str, steps: int = 20, of: int = 20, side: int = 16, rich: bool = True
-) -> RunFolder:
-    """A run's folder after `steps` of its `of` steps; `rich` with the metrics that older runs don't have."""
-    folder = RunFolder(path)
-    wanted = [f"folder={path}", f"seed={seed}", f"steps={of}", *overrides]
-    folder.create(load_config("deploy/runs/shapes.yaml", wanted), resume=False, fresh=False)
-    for step in range(1, steps + 1):
-        row = {
-            "step": step, "seconds/step": 2.0, "seconds/wait_for_rollout": 0.5, "pictures_per_s": 32.0 + seed,
-            "reward/detector": 0.4 + 0.02 * step + 0.01 * seed, "kl": math.nan if step == 3 else 0.01 * step,
-            "cot/tokens": 6.0, "seconds/backward": 1.0, "seconds/train": 1.2, "seconds/publish": 0.1,
-        }  # fmt: skip
-        if rich:
-            row |= {"reward_by_task/detector/spatial": 0.5, "stage_seconds/image": 0.7}
-            if step % 2:
-                row["reward_by_task/detector/numeracy"] = 0.25
-        append_json(folder.metrics, row)
-    for step in range(0, steps + 1, 5):
-        score(folder, "dev", step, side, 0.5 + 0.01 * step)
-    score(folder, "test", 0, side, 0.4 + 0.1 * seed)
-    if steps == of:
-        score(folder, "test", steps, side, 0.8 + 0.1 * seed)
-        summary = {"seconds": 2.0 * steps + 30, "resumed_at": 0}
-        write_atomically(folder.summary, json.dumps(summary))
-    return folder
-
-
-def score(folder: RunFolder, split: str, step: int, side: int, value: float) -> None:
-    append_json(folder.held_out, {"step": step, "split": split, "scores": {"counting": value, "all": value}})
-    samples = []
-    for number, (prompt, family) in enumerate(PROMPTS.items()):
-        name = f"{split}-{step:06d}-{number}.png"
-        (folder.samples / name).write_bytes(picture(side, step * 9))
-        cot = f"red circle {'left' if step < 10 else 'right <i>'}" + " and so on" * 9 * number
-        rewards = {"detector": 1.0, "strict": None if number else 0.25}
-        samples.append({"prompt": prompt, "family": family, "cot": cot, "rewards": rewards, "png": name})
-    text = json.dumps({"step": step, "split": split, "samples": samples})
-    write_atomically(folder.samples / f"{split}-{step:06d}.json", text)
 
 
 def text_of(html: str) -> str:
@@ -273,74 +221,3 @@ def test_lines_of_a_chart() -> None:
     assert Chart("spikes", [Line("one", spiky)]).cut_off() == "" and "<polygon" not in svg
     for odd in ([], [(1.0, math.inf)], [(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -1e-9), (2.0, 1e9)]):
         assert Chart("odd", [Line("one", odd, [odd])]).svg().count("<svg") == 2
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with Chromium(tmp_path_factory.mktemp("profile")) as chromium:
-        yield chromium
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
-def test_pages_in_a_browser(browser: Chromium, tmp_path: Path) -> None:
-    """Light and dark, wide and narrow: no complaint, no request, nothing wider than the window."""
-    runs = [make_run(tmp_path / f"{'long' * 9}{seed}", seed) for seed in range(2)]
-    runs.append(make_run(tmp_path / "other", 0, "learner.objective.beta=0", steps=9))
-    write_environment(runs[0], [])
-    for page in (write_report(runs[0]), write_comparison(runs)):
-        for width in (1280, 400):
-            visit = browser.visit(page, width, dark=width == 400)
-            assert visit.complaints == [] and visit.requests == []
-            assert visit.page_width <= visit.window_width == width
-            assert browser.value("[...document.images].every((one) => one.complete && one.naturalWidth)")
-    assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 29)"
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
-@pytest.mark.parametrize("count", [2, 6])
-def test_comparisons_need_no_scrolling_at_1280(browser: Chromium, tmp_path: Path, count: int) -> None:
-    """Runs of different configs and long names, each with seeds, many rewards of long names."""
-    names = [f"{kind}_{rest}" for kind in ("grounded_detector", "preference", "visual_question_answering", "judge")
-             for rest in ("of_the_paper", "of_the_code")]  # fmt: skip
-    runs = []
-    for number in range(count):
-        for seed in range(2):
-            run = make_run(
-                tmp_path / f"janus_pro_7b_staleness_{number}_seed_{seed}",
-                seed,
-                f"learner.optimizer.lr={number + 1}e-4",
-            )
-            for row in read_json_lines(run.metrics):
-                append_json(
-                    run.metrics, {**row, "step": row["step"] + 20} | {f"reward/{name}": 0.5 for name in names}
-                )
-            write_environment(run, [])
-            runs.append(run)
-    browser.visit(write_comparison(runs), 1280)
-    wide = "[...document.querySelectorAll('.scroll, .strip')].filter((one) => one.scrollWidth > one.clientWidth)"
-    assert browser.value(f"{wide}.map((one) => one.ariaLabel + ' ' + one.scrollWidth)") == []
-    assert browser.value("document.querySelectorAll('.scroll').length") >= 4
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
-def test_a_chart_tells_values_under_the_pointer(browser: Chromium, tmp_path: Path) -> None:
-    browser.visit(write_report(make_run(tmp_path / "run", steps=10, of=10)), 1280)
-    card = "[...document.querySelectorAll('.card')].find((one) => one.textContent.includes('Reward'))"
-    before = browser.value(f"{card}.innerText")
-    browser.value(f"{card}.scrollIntoView()")
-    x, y = browser.value(f"(() => {{ const box = {card}.querySelector('svg').getBoundingClientRect();"
-                         "return [box.right - 12, box.top + 40]; })()")  # fmt: skip
-    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    told = browser.value(f"{card}.innerText")
-    assert "step 10" in told and "0.60" in told and "step 10" not in before
-    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=5)
-    assert browser.value(f"{card}.innerText") == before
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
-def test_the_browser_sees_what_is_wrong(browser: Chromium, tmp_path: Path) -> None:
-    page = tmp_path / "wrong.html"
-    page.write_text("<img src='http://127.0.0.1:9/x.png'><div style='width: 900px'>.</div><script>lost()</script>")
-    visit = browser.visit(page, 400)
-    assert visit.requests == ["http://127.0.0.1:9/x.png"] and visit.page_width > visit.window_width
-    assert any("lost is not defined" in one for one in visit.complaints)

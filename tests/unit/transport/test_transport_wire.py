@@ -140,7 +140,7 @@ def test_a_group_that_breaks_the_contract_is_refused(member: Member, message: st
     ("data", "message"),
     [
         (b"", "0 bytes"),
-        (PACKED[:13], "13 bytes"),
+        pytest.param(PACKED[:13], "13 bytes", id="13 bytes"),
         (b"PK\3\4" + PACKED[4:], "starts with"),
         (PACKED[:4] + b"\0\1" + PACKED[6:], "wire version 1"),
         (PACKED[:-1], "checksum"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -75,15 +76,26 @@ def test_bytes_are_made_as_the_config_says(
     assert (drawn == decode_pictures(tiny_policy.model, tokens, other)).mean() < 0.6
 
 
-def test_groups_that_stream_in_share_a_batch_and_change_nothing(actor: ImageActor) -> None:
+def test_groups_that_stream_in_share_a_batch_and_change_nothing(
+    actor: ImageActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = run(actor.sample(requests(24)))
     before = actor.metrics()
 
+    begun, go_on, step = threading.Event(), threading.Event(), actor._painter._sampler.step
+
+    def waiting_step() -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return step()
+
     async def stream() -> list[list[ImageOutput]]:
-        groups = []
-        for start in (0, 8, 16):
-            groups.append(asyncio.create_task(actor.sample(requests(24)[start : start + 8])))
-            await asyncio.sleep(0.005)
+        monkeypatch.setattr(actor._painter._sampler, "step", waiting_step)
+        groups = [asyncio.create_task(actor.sample(requests(24)[:8]))]
+        assert await asyncio.to_thread(begun.wait, 60)  # others come while the first is drawn
+        groups += [asyncio.create_task(actor.sample(requests(24)[start : start + 8])) for start in (8, 16)]
+        await asyncio.sleep(0.01)
+        go_on.set()
         return await asyncio.gather(*groups)
 
     outputs = [output for group in run(stream()) for output in group]
