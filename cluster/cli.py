@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `bicot config | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except Exception:
         os.dup2(own_stderr, 2)  # a traceback is for the terminal
         raise
@@ -66,8 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bicot {version('bicot')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
+    def described(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help)
+
     def with_config(name: str, help: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, description=help)
+        command = described(name, help)
         command.add_argument("config", help="run config, a YAML file; `bicot config` explains its keys")
         command.add_argument("overrides", nargs="*", help="dotted overrides, e.g. learner.optimizer.lr=1e-5")
         return command
@@ -86,27 +92,27 @@ def _parser() -> argparse.ArgumentParser:
     rollout = with_config("rollout", "Draw and score groups, train nothing; say whether they are as they should be.")
     rollout.add_argument("--groups", type=int, default=4, help="prompts, of rollout.group_size pictures (default: 4)")
     rollout.add_argument("--folder", default="runs/rollout", help="where all of it goes (default: runs/rollout)")
-    replay = commands.add_parser("replay", help="Train a step of a run again, on the groups that it kept.")
+    replay = described("replay", "Train a step of a run again, on the groups that it kept.")
     replay.add_argument("run", help="run folder; rollout.keep_groups has it keep groups")
     replay.add_argument("step", type=int, help="the step")
     replay.add_argument("overrides", nargs="*", help="learner settings, e.g. learner.micro_batch_tokens=512")
-    report = commands.add_parser("report", help="Write the HTML report of a run, or of several side by side.")
+    report = described("report", "Write the HTML report of a run, or of several side by side.")
     report.add_argument("runs", nargs="+", help="run folders; those of one config that differ in seed are overlaid")
     report.add_argument("--out", help="file to write (default: report.html in the run's folder, or beside the first)")
-    generate = commands.add_parser("generate", help="Draw pictures with a run's policy or a checkpoint.")
+    generate = described("generate", "Draw pictures with a run's policy or a checkpoint.")
     generate.add_argument("source", help="run folder, or run config whose policy.checkpoint is to draw")
     generate.add_argument("prompts", nargs="+", help="prompts to draw")
     generate.add_argument("--out", default="pictures", help="folder for the pictures (default: pictures)")
     generate.add_argument("--members", type=int, default=1, help="pictures of each prompt (default: 1)")
     generate.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    export = commands.add_parser("export", help="Write a run's policy or a checkpoint in either layout.")
+    export = described("export", "Write a run's policy or a checkpoint in either layout.")
     export.add_argument("source", help="run folder, or folder of a Janus checkpoint")
     export.add_argument("out", help="folder to write, new or empty")
     export.add_argument(
         "--to", required=True, choices=["hf", "original"], help="layout: transformers' own, or DeepSeek's"
     )
     export.add_argument("--base", help="original checkpoint to take what only its layout holds from (--to original)")
-    config = commands.add_parser("config", help="Say what the keys of a run config mean.")
+    config = described("config", "Say what the keys of a run config mean.")
     what = config.add_mutually_exclusive_group()
     what.add_argument("key", nargs="?", help="a key or section, e.g. learner.optimizer.lr (default: all)")
     what.add_argument("--schema", action="store_true", help="print a JSON schema for editors instead")
@@ -114,11 +120,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from recipe.check import check
+    from recipe.check import Finding, check
     from recipe.config import load_config
+    from recipe.errors import NoInstruction
 
     logging.captureWarnings(True)
-    findings = check(load_config(arguments.config, arguments.overrides))
+    findings = []
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except NoInstruction as error:  # all else can be looked at
+        findings = [Finding("policy.templates.instruction", str(error), ok=False)]
+        config = load_config(arguments.config, [*arguments.overrides, "policy.templates.instruction='{prompt}'"])
+    findings += check(config)
     for finding in findings:
         mark = "ok   " if finding.ok else "WRONG"
         print(f"{mark}  {finding.subject}: {finding.text}")  # noqa: T201 - the command's own output
@@ -213,15 +226,17 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    from serving.source import policy_source
+
+    config, out = policy_source(Path(arguments.source)), Path(arguments.out)
     from cluster.console import own_console
     from cluster.pools.worker import log_to
 
-    out = Path(arguments.out)
     console = own_console()
     from serving.draw import LOG, generate
 
     log_to(out / LOG)
-    for drawn in generate(Path(arguments.source), arguments.prompts, out, arguments.members, arguments.seed):
+    for drawn in generate(config, arguments.prompts, out, arguments.members, arguments.seed):
         console.print(f"{os.path.relpath(drawn.path)}  {drawn.cot}", markup=False, soft_wrap=True)
     return 0
 

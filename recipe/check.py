@@ -52,7 +52,9 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
         look("metrics.wandb", _wandb)
     look("policy", lambda: _policy(config))
     if findings[-1].ok and (memory or uses_gpus(config)):
-        findings += _memory(config)
+        wrong = {finding.subject for finding in findings if not finding.ok}
+        rewards = [service for service in config.rewards.services if f"reward {service.name}" not in wrong]
+        findings += _memory(config, rewards)
     return findings
 
 
@@ -94,7 +96,7 @@ def _resources(config: RunConfig) -> str:
     cluster = local_resources(config)
     if cluster is None:
         return f"{table}; compared with the cluster at the start"
-    check_fits(config, cluster)
+    check_fits(config, cluster, "this machine")
     return f"{table}; this machine has {cluster}"
 
 
@@ -126,8 +128,8 @@ def _policy(config: RunConfig) -> str:
     return f"{config.policy.checkpoint}, {config.policy.dtype}, {config.policy.trained} trains"
 
 
-def _memory(config: RunConfig) -> list[Finding]:
-    """What each pool needs; wrong where its GPUs, or its share of one, do not have it."""
+def _memory(config: RunConfig, rewards: Sequence[RewardConfig]) -> list[Finding]:
+    """What each pool needs, and those of the rewards; wrong where its GPUs, or its share of one, do not have it."""
     from policy.janus import check_checkpoint
     from recipe.memory import (  # counts on a model without weights, whose classes take seconds to import
         ModelSizes,
@@ -135,7 +137,7 @@ def _memory(config: RunConfig) -> list[Finding]:
     )
 
     gpu_gb = config.ray.gpu_memory_gb or _gpu_memory_gb()
-    counted = {one.name: check_reward(one).parameters(one.options) for one in config.rewards.services}
+    counted = {one.name: check_reward(one).parameters(one.options) for one in rewards}
     sizes = ModelSizes.of(check_checkpoint(config.policy.checkpoint), config)
     model = f"{sizes.total / 1e6:,.1f} M parameters, {sizes.language / 1e6:,.1f} M of them the language model's"
     pools = needs(config, sizes, counted)

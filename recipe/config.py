@@ -14,7 +14,7 @@ from learner.config import LearnerConfig
 from policy.config import PolicyConfig
 from policy.settings import GiB, Groups, MiB, Pictures, Processes, Seconds, Settings, Steps, Tries, Versions
 from recipe.compose import Composed, compose
-from recipe.errors import ConfigError
+from recipe.errors import ConfigError, NoInstruction
 from recipe.keys import documented, hint
 from recipe.yaml_text import dump
 from rewards.config import RewardsConfig
@@ -170,6 +170,20 @@ class RunConfig(Settings):
             )
 
 
+_PLAIN = {
+    "tuple_type": "write a list, [A, B]",
+    "int_parsing": "write a whole number",
+    "int_type": "write a whole number",
+    "int_from_float": "write a whole number",
+    "float_parsing": "write a number",
+    "float_type": "write a number",
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "string_type": "write a text, in quotes where YAML reads something else",
+}
+"""What to do, for the errors that people make most, by pydantic's names of them."""
+
+
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Read a run config and apply overrides such as `learner.optimizer.lr=1e-5`.
 
@@ -221,6 +235,11 @@ def _read_instruction(composed: Composed) -> None:
     prompts = composed.tree.get("prompts")
     if not file.exists() and isinstance(prompts, dict):
         file = Path(str(prompts.get("train"))).parent / file.name
+    if not file.is_file():
+        raise NoInstruction(
+            f"{said}: policy.templates.instruction.file: {node['file']}: no such file; "
+            "README.md says where the files of a recipe come from"
+        )
     try:
         text = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -248,7 +267,7 @@ def _sentence(item: ErrorDetails) -> str:
         return f"{key}: unknown key{hint(key, documented(RunConfig))}"
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"{key}: is a section of keys, not {'null' if item['input'] is None else 'a value'}"
-    text = item["msg"].removeprefix("Value error, ")
+    text = _PLAIN.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     if isinstance(item["input"], str | int | float | bool) and item["type"] != "value_error":
         text += f", not {item['input']!r}"
     return f"{key}: {text}" if key else text

@@ -7,6 +7,10 @@ class ConfigError(ValueError):
     """A run config that cannot be used; the message names the file and the key."""
 
 
+class NoInstruction(ConfigError):
+    """The file of `policy.templates.instruction` is not there; the rest of the config may be right."""
+
+
 class RunError(RuntimeError):
     """A run cannot start or go on; the message is one sentence that says what to do."""
 

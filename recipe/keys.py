@@ -148,4 +148,6 @@ def nearest(path: str, keys: Sequence[Key]) -> list[str]:
 
 
 def _numbered(path: str) -> str:
+    """A path with N for indices; a reward service may go by its name, as on the command line."""
+    path = re.sub(r"^rewards\.services\.[^.]+", "rewards.services.N", path)
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "N", path)

@@ -61,23 +61,31 @@ def alone(config: RunConfig, *pools: str) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def check_fits(config: RunConfig, cluster: Resources) -> None:
-    """Refuse pools that are larger than the cluster.
+def check_fits(config: RunConfig, cluster: Resources, where: str = "the cluster") -> None:
+    """Refuse pools that are larger than the cluster; `where` is what the error calls it.
 
     Raises:
-        RunError: names both sums and the largest pool.
+        RunError: names both sums and the largest pool, for every kind that falls short.
     """
     table = {name: pool.kinds() for name, pool in needed(config).items()}
-    has = cluster.kinds()
+    has, short = cluster.kinds(), []
     for kind in dict.fromkeys(kind for pool in table.values() for kind in pool):
         share = {name: pool.get(kind, 0.0) for name, pool in table.items()}
         total, largest = sum(share.values()), max(share, key=share.__getitem__)
         if total > has.get(kind, 0.0) + 1e-6:
-            raise RunError(
-                f"the pools ask for {total:g} {kind} together and the cluster has {has.get(kind, 0.0):g}; the "
-                f"largest is {largest} with {share[largest]:g}: lower its replicas or its share, or use a larger "
-                "cluster"
+            short.append(
+                f"the pools ask for {total:g} {kind} together and {where} has {has.get(kind, 0.0):g}; the largest is "
+                f"{largest} with {share[largest]:g} ({_key(largest, kind)})"
             )
+    if short:
+        raise RunError(f"{'; '.join(short)}: lower replicas or shares, or use a larger cluster")
+
+
+def _key(pool: str, kind: str) -> str:
+    """The config key that says how much of a kind one process of a pool reserves."""
+    section = pool.replace("reward ", "rewards.services.") if pool.startswith("reward ") else pool
+    name = {"CPUs": "cpus", "GPUs": "gpus"}.get(kind, f"resources.{kind}")
+    return f"{section}.{name}"
 
 
 def local_resources(config: RunConfig) -> Resources | None:

@@ -17,9 +17,8 @@ from policy.janus import CheckpointError
 from policy.pictures import to_png
 from policy.prompts import PromptRecord
 from policy.seeds import member_seed
-from recipe.config import RunConfig, load_config
+from recipe.config import RunConfig
 from recipe.errors import RunError
-from recipe.run_folder import RunFolder
 from transport.errors import TransportError
 
 logger = logging.getLogger(__name__)
@@ -36,16 +35,14 @@ class Drawn:
     cot: str
 
 
-def generate(source: Path, prompts: Sequence[str], out: Path, members: int, seed: int) -> list[Drawn]:
-    """Draw `members` pictures of each prompt into the folder `out`.
+def generate(config: RunConfig, prompts: Sequence[str], out: Path, members: int, seed: int) -> list[Drawn]:
+    """Draw `members` pictures of each prompt with `policy.checkpoint` into the folder `out`.
 
-    `source` is a run folder, whose exported policy draws, or a run config, whose `policy.checkpoint` does. The same
-    prompt and seed give the same picture.
+    The same prompt and seed give the same picture.
 
     Raises:
-        RunError: there is no policy to draw with, or an engine failed.
+        RunError: the checkpoint cannot be used, or an engine failed.
     """
-    config = policy_source(source)
     out.mkdir(parents=True, exist_ok=True)
     try:
         return asyncio.run(_draw(config, prompts, out, members, seed))
@@ -54,19 +51,6 @@ def generate(source: Path, prompts: Sequence[str], out: Path, members: int, seed
     except (ActorError, TransportError) as error:
         logger.exception("not drawn")
         raise RunError(f"{str(error).strip()}; see {out / LOG}") from error
-
-
-def policy_source(source: Path) -> RunConfig:
-    """The run config to draw with, its checkpoint replaced by the run's export where `source` is a run folder."""
-    if source.is_file():
-        return load_config(source)
-    folder = RunFolder(source)
-    if not folder.config.is_file():
-        raise RunError(f"{source} is neither a run config nor a run folder")
-    if not folder.policy.is_dir():
-        raise RunError(f"{source} holds no exported policy yet; a run writes it when it ends")
-    config = load_config(folder.config)
-    return config.model_copy(update={"policy": config.policy.model_copy(update={"checkpoint": str(folder.policy)})})
 
 
 async def _draw(config: RunConfig, prompts: Sequence[str], out: Path, members: int, seed: int) -> list[Drawn]:

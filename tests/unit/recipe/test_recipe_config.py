@@ -206,6 +206,6 @@ def test_a_wrong_key_ends_the_command() -> None:
 
 @pytest.mark.skipif(not T2I_R1.is_file(), reason="../shared/data/t2i_r1/train.jsonl is absent")
 def test_check_reports_the_released_prompts_by_task_type() -> None:
-    done = bicot("check", "deploy/runs/t2i_r1.yaml", f"prompts.train={T2I_R1}")
+    done = bicot("check", "deploy/runs/t2i_r1_7b.yaml", f"prompts.train={T2I_R1}")
     assert "7,223 prompts (spatial 2,195, numeracy 1,172, color 879" in done.stdout
     assert "policy.checkpoint" in done.stdout and done.returncode == 1  # the checkpoint is the user's to bring
