@@ -1,4 +1,4 @@
-"""What a run says about its policy: the checkpoint, the number format, what trains, and how it is asked."""
+"""The policy's settings: checkpoint, number format, trained part, and the templates of both stages."""
 
 from typing import Literal, Self
 
@@ -15,7 +15,7 @@ INSTRUCTION = (
 
 
 Join = Literal["sentence", "verbatim"]
-"""How prompt and CoT are put together in stage 2."""
+"""How stage 2 joins prompt and CoT."""
 
 Pixels = Literal["round", "truncate"]
 """How a pixel's value becomes a whole byte."""
@@ -26,21 +26,21 @@ class Templates(Settings):
 
     system: str = Field("", description="System text before the turn of stage 1; empty for none.")
     instruction: str = Field(
-        INSTRUCTION, description="User text of stage 1, with a {prompt} slot; or {file: PATH} of it."
+        INSTRUCTION, description="User text of stage 1, with a {prompt} slot; or {file: PATH} to read it from a file."
     )
     image: str = Field("{prompt}. {cot}", description="User text of stage 2, with {prompt} and {cot} slots.")
     join: Join = Field(
         "sentence",
-        description="What fills the slots of `image`. sentence: the prompt without a full stop at its end, and the "
-        "CoT without space around it; where the CoT is empty, the prompt alone is the user text. verbatim: both as "
-        "they are, as in T2I-R1's script: a prompt that ends in a full stop gets a second one, the space that a CoT "
-        "begins with stays, and an empty CoT leaves the full stop.",
+        description="How prompt and CoT fill the slots of `image`. sentence: the prompt loses a full stop at its "
+        "end, the CoT loses space around it, and with an empty CoT the user text is the prompt alone. verbatim: both "
+        "stay unchanged, as in T2I-R1's script: a prompt that ends in a full stop gets a second one, a CoT keeps its "
+        "leading space, and an empty CoT leaves the template's full stop.",
     )
     chat: str = Field(
         "<|User|>: {user}\n\n<|Assistant|>:",
         description="One chat turn, with a {user} slot. The default has the role tokens that Janus-Pro was trained "
-        "with. T2I-R1's script writes plain 'User: {user}\\n\\nAssistant:', in training and inference; so must "
-        "whoever prompts the released T2I-R1 checkpoint.",
+        "with. T2I-R1's script writes plain 'User: {user}\\n\\nAssistant:', in training and inference; use that "
+        "text with the released T2I-R1 checkpoint.",
     )
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class Templates(Settings):
 
 
 class PolicyConfig(Settings):
-    """The Janus policy that is trained and sampled."""
+    """The Janus policy: the run samples and trains it."""
 
     checkpoint: str = Field(description="Folder of a Janus checkpoint, in the Hugging Face or the original layout.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Number format of the weights.")

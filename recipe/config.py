@@ -1,4 +1,4 @@
-"""The run config: one YAML file plus dotted overrides, composed of every room's own model."""
+"""The run config: one YAML file plus dotted overrides, validated by every room's own model."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ class PromptsConfig(Settings):
     """Where prompts come from."""
 
     train: str = Field(description="JSON Lines prompt file to train on.")
-    shuffle: bool = Field(True, description="Shuffle every epoch by the run's seed; false keeps the file's order.")
+    shuffle: bool = Field(True, description="Shuffle every epoch with the run's seed; false keeps the file's order.")
     exclude: tuple[str, ...] = Field(
         (),
-        description="Files of prompts to train without, e.g. a benchmark's: JSON Lines, or text, one prompt a line.",
+        description="Files of prompts to leave out, e.g. a benchmark's: JSON Lines, or text, one prompt per line.",
     )
 
 
 class RolloutConfig(Settings):
-    """How many trajectories a step takes, and how far rollout may run ahead of learning."""
+    """How many trajectories a step has, and how far the rollout may run ahead of the learner."""
 
     group_size: Pictures = Field(8, ge=2, description="Members of a group: rollouts of one prompt (G).")
-    groups_per_step: Groups = Field(16, ge=1, description="Groups, so prompts, in one training step.")
+    groups_per_step: Groups = Field(16, ge=1, description="Groups in one training step; each group has one prompt.")
     staleness: Versions = Field(
         0, ge=0, description="Weight versions that a trajectory may lag behind; 0 is strictly on-policy (the paper)."
     )
     groups_in_flight: Groups | None = Field(
-        None, ge=1, description="Groups rolled out side by side; by default all that are admitted. With 1 engines "
-        "see the same batches in every run, whatever the timing, and with staleness 0 a run repeats to the bit."
+        None, ge=1, description="Groups rolled out at a time; by default all admitted ones. With 1 the engines see "
+        "the same batches in every run, whatever the timing; with staleness 0 as well, a run repeats to the bit."
     )  # fmt: skip
-    retries: Tries = Field(2, ge=0, description="Further tries of a group whose stage failed, before the run ends.")
+    retries: Tries = Field(2, ge=0, description="Retries of a group after a failed stage, before the run ends.")
     keep_groups: Steps = Field(
-        0, ge=0, description="Newest steps whose trajectory groups stay in the run's folder, for `bicot replay`, "
-        "beside those of steps that have not ended; 0 keeps none."
+        0, ge=0, description="Number of newest steps whose groups stay in the run's folder for `bicot replay`, in "
+        "addition to those of unfinished steps; 0 keeps none."
     )  # fmt: skip
 
 
 class HeldOutConfig(Settings):
-    """Held-out prompts, scored by one of the reward services (give it weight 0 to keep it out of training)."""
+    """Held-out prompts. One reward service scores them; give it weight 0 to keep it out of training."""
 
-    metric: str = Field(description="Name of the reward service whose mean is the held-out score.")
-    dev: str | None = Field(None, description="Prompt file scored every `every` steps, to tune on.")
+    metric: str = Field(description="Name of the reward service; its mean is the held-out score.")
+    dev: str | None = Field(None, description="Prompt file for tuning, scored every `every` steps.")
     test: str | None = Field(None, description="Prompt file scored before the first and after the last step.")
-    every: Steps = Field(50, ge=1, description="Steps between two dev scores.")
+    every: Steps = Field(50, ge=1, description="Steps between two scorings of dev.")
     dev_members: Pictures = Field(1, ge=1, description="Pictures of each dev prompt.")
     test_members: Pictures = Field(1, ge=1, description="Pictures of each test prompt.")
-    samples: Pictures = Field(12, ge=0, description="Held-out pictures kept at each scoring, for the report's grid.")
+    samples: Pictures = Field(12, ge=0, description="Held-out pictures that each scoring keeps for the report.")
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -70,45 +70,47 @@ class HeldOutConfig(Settings):
 
 
 class RayConfig(Settings):
-    """The Ray cluster the run lives on."""
+    """The Ray cluster of the run."""
 
     address: str | None = Field(
-        None, description="Address of a running cluster, or 'auto'; without it a job joins its cluster, and a plain "
-        "process starts a local one."
+        None, description="Address of a running cluster, or 'auto'. Without it a Ray job joins its cluster, and a "
+        "plain process starts a local one."
     )  # fmt: skip
     cpus: int | None = Field(None, ge=1, description="CPUs of a local cluster; all of the machine's by default.")
     gpu_memory_gb: GiB | None = Field(
-        None, gt=0, description="Memory of one GPU in GiB, for `bicot check`; asked of this machine's GPU by default."
+        None, gt=0, description="Memory of one GPU in GiB, for `bicot check`; by default that of this machine's GPU."
     )
     object_store_mb: MiB = Field(512, ge=80, description="Object store of a local cluster, in MiB.")
     start_deadline_s: Seconds = Field(300.0, gt=0, description="Seconds within which every pool must be up.")
     autoscaling: bool = Field(
         False,
-        description="The cluster grows on demand: pools may ask for more than it has, and wait for it to start.",
+        description="true: the cluster grows on demand. Pools may ask for more than it has, and wait for it.",
     )
-    restarts: Processes = Field(3, ge=0, description="Dead or stuck actors that a pool replaces before the run ends.")
+    restarts: Processes = Field(
+        3, ge=0, description="How many dead or stuck actors a pool replaces before the run ends."
+    )
 
 
 class CheckpointConfig(Settings):
-    """When the run is saved."""
+    """When the run saves checkpoints."""
 
     every: Steps = Field(50, ge=1, description="Steps between two checkpoints; the last step always writes one.")
 
 
 class WandbConfig(Settings):
-    """Weights & Biases, which has to be installed beside bicot."""
+    """Weights & Biases; install the package wandb separately."""
 
     project: str = Field(min_length=1, description="Project that the run belongs to.")
-    entity: str | None = Field(None, description="Team or user; W&B's default where it is left out.")
-    mode: Literal["online", "offline"] = Field("online", description="offline keeps the run in its folder.")
+    entity: str | None = Field(None, description="Team or user; W&B's default if left out.")
+    mode: Literal["online", "offline"] = Field("online", description="offline: W&B keeps its data in the run folder.")
 
 
 class MetricsConfig(Settings):
-    """What the run shows of itself."""
+    """The run's metrics: the page for Prometheus, TensorBoard, W&B."""
 
-    host: str = Field("127.0.0.1", description="Interface of the /metrics page; nothing beyond loopback by default.")
+    host: str = Field("127.0.0.1", description="Interface of the /metrics page; loopback only by default.")
     port: int | None = Field(
-        0, ge=0, le=65535, description="Port of the /metrics page; 0 picks one, null serves none."
+        0, ge=0, le=65535, description="Port of the /metrics page; 0: any free port, null: no page."
     )
     tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
     wandb: WandbConfig | None = Field(None, description="Log to Weights & Biases as well.")

@@ -1,4 +1,4 @@
-"""The keys for people: docs/config.md (`python -m recipe.key_docs`) and the text of `bicot config`."""
+"""The documentation of all keys: docs/config.md (`python -m recipe.key_docs`) and the output of `bicot config`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from recipe.keys import Key, documented, hint, subtree
 _INTRO = """\
 # The keys of a recipe
 
-Made from the config models of all rooms by `make config-docs`. `bicot config KEY` prints the same of one key or
-section, `bicot config` of all.
+`make config-docs` generates this page from the config models of all rooms. `bicot config KEY` prints the same text
+for one key or section, `bicot config` for all keys.
 
-A recipe is a YAML file of these keys. An unknown key is an error that names the nearest known ones; so is a key that
-stands twice in one section, with both lines. `1e-5` is a number, `2026-11-26` a text. Paths are relative to the
-working directory, except for `base`.
+A recipe is a YAML file of these keys. An unknown key is an error that names the nearest known ones. A key that stands
+twice in one section is an error that names both lines. `1e-5` is a number, `2026-11-26` a text. Paths are relative to
+the working directory, except for `base`.
 
-**On the command line** a key is written with dots, and its value in YAML: `learner.optimizer.lr=1e-5`,
-`held_out=null`, `'prompts.exclude=[data/test.jsonl]'`. A part of a list is named by its index from 0; a reward
-service by its name, too: `rewards.services.1.weight=0`, `rewards.services.vqa.weight=0`.
+**On the command line** write a key with dots, and its value in YAML: `learner.optimizer.lr=1e-5`,
+`held_out=null`, `'prompts.exclude=[data/test.jsonl]'`. Name an item of a list by its index, which starts at 0; a
+reward service also by its name: `rewards.services.1.weight=0`, `rewards.services.vqa.weight=0`.
 
-**A recipe can stand on another**, which can stand on a third:
+**A recipe can build on another recipe**, which can build on a third:
 
     # my_run.yaml
     base: ../deploy/runs/t2i_r1_7b.yaml   # relative to this file
@@ -35,8 +35,8 @@ service by its name, too: `rewards.services.1.weight=0`, `rewards.services.vqa.w
         vqa: null                         #   this reward is left out
         brightness: {target: "my_rewards:Brightness"}   # and this one is added at the end
 
-All else takes the place of what the base says: a value, or a list as a whole. So `services` as a list is the whole
-list. `config.yaml` in the run's folder is complete: it has every key, and no `base`.
+Any other value or list replaces the base's value as a whole. So `services`, written as a list, is the whole list.
+`config.yaml` in the run's folder is complete: it has every key, and no `base`.
 
 **In an editor** the YAML language server (VS Code's YAML extension, Neovim, Emacs and others) completes and checks
 keys. Write the schema beside your recipes, and name it in each recipe's first line:
@@ -45,7 +45,7 @@ keys. Write the schema beside your recipes, and name it in each recipe's first l
 
     # yaml-language-server: $schema=recipe.schema.json
 
-A number without a unit is a pure number. `N` stands for an index of a list."""
+A number without a unit is dimensionless. `N` stands for an index of a list."""
 
 
 _TABLE = "| key | type | default | unit | meaning |\n| --- | --- | --- | --- | --- |"
@@ -76,10 +76,11 @@ def _section(key: Key) -> str:
 
 
 def terminal(path: str | None, width: int) -> str:
-    """What `bicot config` prints of one key, a section or all. Lines have `width` characters where words allow.
+    """The text of `bicot config` for one key, a section or all keys. Lines have at most `width` characters if words
+    allow.
 
     Raises:
-        ConfigError: there is no such key; the message names the nearest.
+        ConfigError: the key is unknown; the message names the nearest ones.
     """
     keys = documented(RunConfig)
     found = keys if path is None else subtree(path, keys)

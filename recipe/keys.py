@@ -15,10 +15,10 @@ Schema = dict[str, Any]
 
 BASE: Schema = {
     "type": "string",
-    "description": "Another recipe that this one stands on, its path relative to this file. What this file says is "
+    "description": "Path of the recipe that this one builds on, relative to this file. The keys of this file are "
     "merged into it; a resolved config has no base.",
 }
-"""The one key that is the file's and not the run's."""
+"""The one key that belongs to the file and not to the run."""
 _NEAREST = 3
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from policy.settings import Cores, Gpus, Pictures, Processes, Seconds, Settings, Threads, Tries
 
 Scoring = Literal["paper", "t2i_r1_code"]
-"""Whose rules turn what the models see into scores; docs/departures.md lists the differences."""
+"""Whose rules turn the models' findings into scores; docs/departures.md lists the differences."""
 
 
 class RewardConfig(Settings):
@@ -24,11 +24,11 @@ class RewardConfig(Settings):
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
         description="Import path of a rewards.base.Reward, 'package.module:Class'; any module on the Python path.",
     )
-    options: dict[str, Any] = Field({}, description="Keyword arguments of the class; docs/rewards.md has them.")
+    options: dict[str, Any] = Field({}, description="Keyword arguments of the class; docs/rewards.md lists them.")
     weight: float = Field(
         1.0,
         ge=0,
-        description="Factor of its scores in the sum that advantages are made of; 0 is scored and reported only.",
+        description="Weight of the scores in the sum behind the advantages; a reward of weight 0 is only reported.",
     )
     replicas: Processes = Field(1, ge=1, description="Processes of this reward, each with the resources below.")
     cpus: Cores = Field(1.0, ge=0, description="CPU cores that Ray reserves for a replica; fractions share a core.")
@@ -36,11 +36,11 @@ class RewardConfig(Settings):
         0.0, ge=0, description="GPUs that Ray reserves for a replica; fractions share a GPU, 0 is on CPU."
     )
     resources: dict[str, PositiveFloat] = Field(
-        {}, description="Custom Ray resources of a replica, to place it on nodes that offer them."
+        {}, description="Custom Ray resources of a replica; they place it on nodes that offer them."
     )
-    threads: Threads = Field(1, ge=1, description="Threads that a replica computes with (OpenMP, torch).")
+    threads: Threads = Field(1, ge=1, description="Compute threads of a replica (OpenMP, torch).")
     batch_size: Pictures = Field(
-        32, ge=1, description="Most pictures in one call of the model, of one group or several."
+        32, ge=1, description="Most pictures in one call of the model; they may come from several groups."
     )
     batch_wait_s: Seconds = Field(
         0.01, ge=0, le=10, description="Seconds that an incomplete batch waits for more pictures."
@@ -48,7 +48,7 @@ class RewardConfig(Settings):
     deadline_s: Seconds = Field(
         60.0,
         gt=0,
-        description="Seconds that a group may wait for its scores, retries included; then the reward is missing.",
+        description="Seconds that a group waits for its scores, retries included; then the reward is missing.",
     )
     retries: Tries = Field(2, ge=0, le=10, description="Further tries after a failed one, within the deadline.")
 
@@ -61,12 +61,12 @@ class RewardsConfig(Settings):
     )
     scoring: Scoring = Field(
         "paper",
-        description="The paper's scoring rules, or those of T2I-R1's released code; for rewards that take `scoring`.",
+        description="Scoring rules: the paper's, or T2I-R1's code's; for rewards that take the argument `scoring`.",
     )
     start_deadline_s: Seconds = Field(300.0, gt=0, description="Seconds within which every replica must be ready.")
-    http: bool = Field(False, description="Serve each reward at http://http_host:http_port/rewards/RUN/NAME, too.")
+    http: bool = Field(False, description="Also serve each reward at http://http_host:http_port/rewards/RUN/NAME.")
     http_host: str = Field(
-        "127.0.0.1", description="Address that the HTTP proxy listens on; it asks for no password."
+        "127.0.0.1", description="Address that the HTTP proxy listens on; the proxy asks for no password."
     )
     http_port: int = Field(8008, ge=1, le=65535, description="Port that the HTTP proxy listens on.")
 

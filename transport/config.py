@@ -12,20 +12,20 @@ from transport.errors import RedisUnavailable
 
 
 class BufferConfig(Settings):
-    """The trajectory buffer, one Redis Stream a run."""
+    """The trajectory buffer, one Redis Stream per run."""
 
     url: str | None = Field(
         None,
-        description="redis://[user:password@]host:port/db, rediss:// for TLS, or env:NAME: the URL stands in that "
-        "environment variable, and its password in no file. Without it the run starts a Redis.",
+        description="redis://[user:password@]host:port/db, rediss:// for TLS, or env:NAME: the environment variable "
+        "NAME holds the URL, so no file holds its password. Without a URL the run starts its own Redis.",
     )
     capacity: Groups = Field(
         256,
         ge=1,
-        description="Groups in the buffer, claimed ones included; holds those of staleness + 1 steps, more wait.",
+        description="Most groups in the buffer, claimed ones included; at least those of staleness + 1 steps.",
     )
     deadline_s: Seconds = Field(
-        600.0, gt=0, description="Seconds that an append waits for room, and a claim for groups, before it fails."
+        600.0, gt=0, description="Seconds that an append waits for room, or a claim for groups, before it fails."
     )
     reconnect_s: Seconds = Field(
         10.0, gt=0, description="Seconds that a call keeps trying while Redis does not answer, before it fails."
@@ -52,9 +52,9 @@ class WeightsConfig(Settings):
 
     transport: Literal["object_store", "nccl"] = Field(
         "object_store",
-        description="object_store: Ray objects, one a bucket; nccl: one broadcast to all actors, for pools of whole "
-        "GPUs (between pools on CPUs it is gloo's).",
+        description="object_store: Ray objects, one per bucket. nccl: one broadcast to all actors, for pools of "
+        "whole GPUs; between pools on CPUs gloo replaces NCCL.",
     )
     bucket_mb: MiB = Field(
-        256, ge=1, le=4096, description="MiB that travel together; a larger tensor has a bucket of its own."
+        256, ge=1, le=4096, description="Size of a bucket of weights; a larger tensor gets its own bucket."
     )

@@ -1,14 +1,14 @@
-"""What a run shows of itself while it runs.
+"""Monitoring of a live run.
 
-catalogue        every metric: docs/metrics.md and the dashboards are made from it
-store            their values; a name that the catalogue lacks is an error
-exported_names   which metric stands for a name of a step's row, or of what a process says
-telemetry        what the rest of the run calls, for all of it
+catalogue        every metric: the source of docs/metrics.md and of the dashboards
+store            the metrics' values; a name outside the catalogue is an error
+exported_names   maps the names of a step's row, and of the processes' figures, to metrics
+telemetry        the one interface that the rest of the run calls
 page             /metrics and /targets, for Prometheus
-poller           asks the processes how they do, beside the loop
+poller           asks the processes for their figures, beside the loop
 trackers         TensorBoard, and W&B on request
 step_statistics  a step's means, once for its row and for Prometheus
-rolled_group     a group with a look at its pictures     pictures  that look: two numbers a picture
+rolled_group     a group with figures of its pictures    pictures  these figures: two numbers per picture
 
 A new metric: a line in `catalogue`, one in `exported_names`, a panel in deploy/grafana, then `make metrics`.
 """

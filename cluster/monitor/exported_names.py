@@ -1,4 +1,4 @@
-"""From what the run knows to the catalogue's metrics: a step's row and groups, and what processes say."""
+"""Maps a step's row and groups, and the figures of processes, to the catalogue's metrics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _DERIVED = (
     "pictures_per_s", "tokens", "reward/", "reward_missing/", "reward_by_task/", "zero_spread/", "diversity/",
     "picture/", "stage_seconds/",
 )  # fmt: skip
-"""Names of a row, or prefixes, that Prometheus has from elsewhere: as a rate or a sum, or by task type."""
+"""Names of a row, or prefixes, that Prometheus gets from another metric: as a rate or a sum, or by task type."""
 
 _GROUPS = (
     "bicot_picture_entropy_bits", "bicot_picture_edge_ratio", "bicot_group_diversity_ratio", "bicot_reward_mean",
@@ -89,7 +89,7 @@ _REWARD_SERVICE = {
 
 
 def unknown_names(row: Iterable[str]) -> list[str]:
-    """Names of a step's row of which Prometheus would learn nothing; a test holds this empty."""
+    """Names of a step's row that no metric exports; a test checks that there are none."""
     known = (*_ROW, *_ROW_PREFIXES, *_DERIVED)
     return [
         name for name in row if not any(name == one or (one[-1] == "/" and name.startswith(one)) for one in known)
@@ -97,7 +97,7 @@ def unknown_names(row: Iterable[str]) -> list[str]:
 
 
 def show_row(store: MetricStore, row: Mapping[str, float]) -> None:
-    """Show a step's row; what no metric stands for is left out."""
+    """Export a step's row; names without a metric are left out."""
     for name, value in row.items():
         prefix = name[: name.find("/") + 1]
         if name in _ROW:
@@ -117,7 +117,7 @@ def show_row(store: MetricStore, row: Mapping[str, float]) -> None:
 
 
 def show_groups(store: MetricStore, statistics: StepStatistics) -> None:
-    """Show the newest step's groups; gauges of rewards and task types that it lacks vanish."""
+    """Export the newest step's groups; gauges of rewards and task types that the step lacks disappear."""
     values: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in _GROUPS}
     for task_type, part in statistics.parts.items():
         values["bicot_picture_entropy_bits"][task_type,] = part.entropy
@@ -139,21 +139,21 @@ def show_groups(store: MetricStore, statistics: StepStatistics) -> None:
 
 
 def show_replica(store: MetricStore, pool: str, replica: str, values: Mapping[str, float]) -> None:
-    """Show what a process of a pool says of itself.
+    """Export the figures of one process of a pool.
 
     Raises:
-        MetricError: it says something that no metric stands for.
+        MetricError: a figure has no metric.
     """
     _show(store, _REPLICA, values, pool=pool, replica=replica)
 
 
 def show_buffer(store: MetricStore, values: Mapping[str, float]) -> None:
-    """Show `BufferStats`, as a dict. Raises `MetricError` as `show_replica`."""
+    """Export `BufferStats`, as a dict. Raises `MetricError` as `show_replica`."""
     _show(store, _BUFFER, values)
 
 
 def show_reward_service(store: MetricStore, reward: str, values: Mapping[str, float]) -> None:
-    """Show the sums of a service's `ReplicaStats` and their number. Raises `MetricError` as `show_replica`."""
+    """Export the sums of a service's `ReplicaStats` and their number. Raises `MetricError` as `show_replica`."""
     _show(store, _REWARD_SERVICE, values, reward=reward)
 
 

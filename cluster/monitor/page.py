@@ -1,4 +1,4 @@
-"""The run's page for Prometheus: /metrics, and /targets (HTTP service discovery), which says where else to look."""
+"""The run's page for Prometheus: /metrics, and /targets (HTTP service discovery), which lists the other pages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MetricsPage:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """A scrape is not worth a line."""
+                """Log nothing for a scrape."""
 
         class Server(ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""What a picture looks like in two numbers, to see when a reward pays for something else than what was asked."""
+"""Two figures per picture. They show when a reward favours something other than the prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 EDGE = 32
-"""Grey levels between neighbours from which on a pixel lies on an edge."""
+"""Smallest difference in grey levels between neighbours at which a pixel counts as an edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +31,5 @@ def look(picture: np.ndarray) -> Look:
 
 
 def look_at(pictures: Sequence[np.ndarray]) -> tuple[Look, ...]:
-    """Look at each of them."""
+    """Look at each picture."""
     return tuple(look(picture) for picture in pictures)

@@ -1,4 +1,4 @@
-"""Asks pools, buffer and reward services how they do, every few seconds, beside the training loop."""
+"""Asks pools, buffer and reward services for their figures every few seconds, beside the training loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVERY_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Poller:
-    """Shows what other processes say of themselves."""
+    """Exports the figures of other processes."""
 
     telemetry: Telemetry
     pools: Sequence[RolloutPool]
@@ -30,7 +30,7 @@ class Poller:
     rewards: Sequence[ServiceClient]
 
     async def forever(self) -> None:
-        """Poll until cancelled. What cannot be asked is logged; the loop, which needs it, is who ends a run."""
+        """Poll until cancelled. A failed poll is logged only; the training loop decides whether the run ends."""
         while True:
             await asyncio.sleep(EVERY_S)
             try:
@@ -39,10 +39,10 @@ class Poller:
                 logger.warning("not asked: %s", error)
 
     async def poll(self) -> None:
-        """Ask everything once.
+        """Ask each of them once.
 
         Raises:
-            StageError: a pool cannot be mended.
+            StageError: a pool cannot replace a dead process.
             TransportError: Redis does not answer.
         """
         for pool in self.pools:

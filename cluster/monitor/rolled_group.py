@@ -1,4 +1,4 @@
-"""A group as it comes out of the rollout, and what its members and their pictures are like."""
+"""A group as the rollout returns it, with figures of its members and their pictures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from transport.trajectory import TrajectoryGroup
 
 @dataclass(frozen=True, slots=True)
 class RolledGroup:
-    """A trajectory group with a `Look` at each member's picture, which does not travel.
+    """A trajectory group with a `Look` at each member's picture. The looks stay in the driver.
 
-    `stage_seconds` are those that it spent in each stage up to the buffer, queues included.
+    `stage_seconds` are the seconds that the group spent in each stage up to the buffer, queues included.
     """
 
     group: TrajectoryGroup

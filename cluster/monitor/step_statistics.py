@@ -12,7 +12,7 @@ from cluster.monitor.catalogue import ALL
 from cluster.monitor.rolled_group import RolledGroup
 
 NO_SPREAD = 1e-6
-"""Standard deviation up to which members count as having got the same reward."""
+"""Largest standard deviation at which members count as having the same reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class RewardStatistics:
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """Some groups of a step: means of what `Look` holds, mean share of differing image tokens, and the rewards."""
+    """Statistics of some groups of a step: means of `Look`, mean share of differing image tokens, and the rewards."""
 
     entropy: float
     edges: float
@@ -66,7 +66,7 @@ class GroupStatistics:
 
 @dataclass(frozen=True, slots=True)
 class StepStatistics:
-    """A step's groups: `parts` by task type, all of them under `ALL`; correlations by reward (see `correlations`)."""
+    """Statistics of a step: `parts` by task type, those of all groups under `ALL`; correlations by reward."""
 
     step: int
     rolled: Sequence[RolledGroup]
@@ -83,13 +83,13 @@ class StepStatistics:
         return cls(step, rolled, found, {name: correlations(rolled, name) for name in found[ALL].rewards})
 
     def row(self, learned: dict[str, float], waited: float, seconds: float) -> dict[str, float]:
-        """Everything the step is reported by, with what the learner says of it.
+        """The step's row: all reported figures, the learner's included.
 
-        `waited` are the seconds that the learner stood idle for trajectories, `seconds` the whole step's. Rewards are
-        means over the members that have them; staleness is in versions; `zero_spread/NAME` is the share of groups
+        `waited` are the seconds that the learner waited for trajectories, `seconds` those of the whole step. Rewards
+        are means over the members that have them; staleness is in versions; `zero_spread/NAME` is the share of groups
         whose members all got the same reward, and `diversity/image_tokens` the mean share of differing tokens between
-        the pictures of a group. `picture/...` are means of what `pictures.Look` holds, `stage_seconds/STAGE` of the
-        seconds that groups spent in a stage, `reward_by_task/REWARD/TASK_TYPE` of a reward over prompts of a type.
+        the pictures of a group. `picture/...` are means of `pictures.Look`, `stage_seconds/STAGE` mean seconds of a
+        group in a stage, `reward_by_task/REWARD/TASK_TYPE` means of a reward over prompts of a type.
         """
         members = [member for one in self.rolled for member in one.group.members]
         images = [member.image for member in members]
@@ -129,10 +129,10 @@ class StepStatistics:
 
 
 def correlations(rolled: Sequence[RolledGroup], reward: str) -> dict[str, float]:
-    """Pearson correlation of a reward with `entropy`, `edges` and `diversity`; those without spread are left out.
+    """Pearson correlation of a reward with `entropy`, `edges` and `diversity`; pairs without spread are left out.
 
-    Entropy and edges are compared within groups (both sides less their group's mean), so that prompts which ask for
-    more do not count; diversity is a group's, and compared with the group's mean reward.
+    Entropy and edges are compared within groups (both sides minus their group's mean), so that differences between
+    prompts do not count. Diversity is a figure per group, and is compared with the group's mean reward.
     """
     pairs: dict[str, list[tuple[float, float]]] = {"entropy": [], "edges": [], "diversity": []}
     for one in rolled:

@@ -1,4 +1,4 @@
-"""The run's Prometheus metrics: those of the catalogue, and no others."""
+"""The run's Prometheus metrics. Only metrics of the catalogue are allowed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ disable_created_metrics()
 
 
 class MetricError(ValueError):
-    """A metric that the catalogue does not hold, or holds otherwise; names it."""
+    """A metric that the catalogue lacks, or defines with another kind or labels; names the metric."""
 
 
 class MetricStore(Collector):
     """Values by metric and labels; `registry` shows them to Prometheus. May be used from any thread.
 
-    Counters are added to, or `set` to the total that another process keeps.
+    A counter is either added to, or `set` to a total that another process counts.
     """
 
     def __init__(self, run: str) -> None:
@@ -40,7 +40,7 @@ class MetricStore(Collector):
         self.registry.register(self)
 
     def set(self, name: str, value: float, **labels: str) -> None:
-        """Give a gauge, or a counter whose total is kept elsewhere, its value.
+        """Set the value of a gauge, or of a counter that another process counts.
 
         Raises:
             MetricError: the catalogue has no such metric.
@@ -50,7 +50,7 @@ class MetricStore(Collector):
             self._values.setdefault(name, {})[key] = float(value)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        """Add to a counter, or to a gauge that counts what is under way.
+        """Add to a counter, or to a gauge that counts running work.
 
         Raises:
             MetricError: as `set`.
@@ -70,12 +70,12 @@ class MetricStore(Collector):
         self._histograms[name].labels(*key).observe(value)
 
     def expect(self, name: str, **labels: str) -> None:
-        """Show a histogram's series before its first value; of a counter, `add` 0."""
+        """Export a histogram's series before its first value. For a counter, `add` 0 instead."""
         key = self._key(name, labels, ("histogram",))
         self._histograms[name].labels(*key)
 
     def replace(self, name: str, values: Mapping[tuple[str, ...], float]) -> None:
-        """Give a gauge these values, by its labels in the catalogue's order, and no others: a step's, say.
+        """Set a gauge to exactly these values, e.g. those of a step; keys are its labels in the catalogue's order.
 
         Raises:
             MetricError: as `set`.
@@ -88,12 +88,12 @@ class MetricStore(Collector):
             self._values[name] = keys
 
     def value(self, name: str, **labels: str) -> float | None:
-        """What a gauge or counter stands at."""
+        """The value of a gauge or counter."""
         with self._lock:
             return self._values.get(name, {}).get(self._key(name, labels, ("gauge", "counter")))
 
     def before_scrape(self, refresh: Callable[[], None]) -> None:
-        """Call `refresh` before the values are read; it has to be quick."""
+        """Call `refresh` before each read of the values; it must be quick."""
         self._before_scrape.append(refresh)
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a page for Prometheus, a JSON line a step, TensorBoard and W&B."""
+"""A run's telemetry: a page for Prometheus, a JSON line per step, TensorBoard and W&B."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGES = ("semantic", "image", "rewards", "buffer")
 
 
 class Telemetry:
-    """The run's metrics; names are those of `catalogue`, and no others can be used."""
+    """The run's metrics; all names must be in `catalogue`."""
 
     def __init__(self, folder: RunFolder, config: RunConfig, run: str) -> None:
         """
@@ -45,7 +45,7 @@ class Telemetry:
             self._page = MetricsPage(self._host, config.metrics.port, self.store.registry, self.targets)
 
     def _begin(self, config: RunConfig) -> None:
-        """Show from the start what only an event would bring, so that nothing is missing where nothing happened."""
+        """Export event counters from the start, so that they read 0 before the first event."""
         store = self.store
         for name, value in {
             "bicot_planned_steps": config.steps,
@@ -66,7 +66,7 @@ class Telemetry:
         self.ready(0)
 
     def ready(self, step: int) -> None:
-        """The run is ready to train at `step`: ages count from here."""
+        """Record that the run is ready to train at `step`; ages count from here."""
         now = time.time()
         self.store.set("bicot_start_timestamp_seconds", now)
         self.store.set("bicot_step_timestamp_seconds", now)
@@ -75,24 +75,24 @@ class Telemetry:
 
     @property
     def address(self) -> str | None:
-        """Where the page is; None without one."""
+        """The page's address; None without a page."""
         return self._page.address if self._page else None
 
     def discover(self, own_host: Callable[[], str], nodes: Callable[[], list[str]]) -> None:
-        """Tell Prometheus of `nodes`, Ray's "host:port"s, and of `own_host` where the page listens everywhere."""
+        """Announce `nodes` (Ray's "host:port"s) to Prometheus, and `own_host` if the page listens everywhere."""
         if self._host in ("0.0.0.0", "::"):
             self._host = own_host()
         self._nodes = nodes
         self.write_targets()
 
     def targets(self) -> list[TargetGroup]:
-        """What Prometheus is to scrape: this run's page, and each machine's page of Ray's own metrics."""
+        """The pages that Prometheus scrapes: this run's page, and each machine's page of Ray's own metrics."""
         if self._page is None:
             return []
         return target_groups(self._run, netloc(self._host, self._page.port), self._nodes())
 
     def write_targets(self) -> None:
-        """Keep the run folder's target file, for a Prometheus that reads files."""
+        """Write the run folder's target file, for a Prometheus that reads files."""
         text = json.dumps(self.targets(), indent=1)
         if text != self._targets:
             write_atomically(self._folder.targets, text)
@@ -100,7 +100,7 @@ class Telemetry:
 
     @contextmanager
     def stage(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
-        """Time one group's passage through a stage, into `seconds` too, and count it while it is there."""
+        """Time one group's passage through a stage, also into `seconds`, and count the group while it is there."""
         start = time.monotonic()
         self.store.add("bicot_stage_groups", 1, stage=name)
         try:
@@ -119,7 +119,7 @@ class Telemetry:
         self.store.observe(name, value, **labels)
 
     def watch(self, pool: Pool) -> None:
-        """Show at every scrape how a pool does, as its driver sees it."""
+        """Export at every scrape the driver's figures of a pool."""
 
         def show() -> None:
             self.store.set("bicot_pool_replicas", len(pool.replicas), pool=pool.name)
@@ -132,32 +132,32 @@ class Telemetry:
         self.store.before_scrape(show)
 
     def replica(self, pool: str, replica: str, values: Mapping[str, float]) -> None:
-        """Show what a process of a pool says of itself."""
+        """Export the figures of one process of a pool."""
         show_replica(self.store, pool, replica, values)
 
     def buffer(self, values: Mapping[str, float]) -> None:
-        """Show how full the buffer is."""
+        """Export how full the buffer is."""
         show_buffer(self.store, values)
 
     def reward_service(self, reward: str, values: Mapping[str, float]) -> None:
-        """Show what a reward's service says of itself."""
+        """Export the figures of a reward's service."""
         show_reward_service(self.store, reward, values)
 
     def published(self, version: int, size: int, published_s: float, applied_s: float) -> None:
-        """Weights of `size` bytes were published and then applied everywhere, in these seconds."""
+        """Record that weights of `size` bytes were published and then applied everywhere, in these seconds."""
         self.store.set("bicot_published_version", version)
         self.store.set("bicot_published_bytes", size)
         self.store.observe("bicot_weights_publish_seconds", published_s)
         self.store.observe("bicot_weights_apply_seconds", applied_s)
 
     def checkpoint(self, step: int, at: float, seconds: float = 0.0) -> None:
-        """A checkpoint of `step` was complete at the Unix time `at`, after `seconds` of writing."""
+        """Record that the checkpoint of `step` was complete at the Unix time `at`, after `seconds` of writing."""
         self.store.set("bicot_checkpoint_step", step)
         self.store.set("bicot_checkpoint_timestamp_seconds", at)
         self.store.set("bicot_checkpoint_write_seconds", seconds)
 
     def groups(self, statistics: StepStatistics) -> None:
-        """Show a step's groups by reward and task type."""
+        """Export a step's groups by reward and task type."""
         show_groups(self.store, statistics)
 
     def step(self, row: Mapping[str, float]) -> None:
@@ -170,7 +170,7 @@ class Telemetry:
             tracker.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     def held_out(self, step: int, split: str, scores: Mapping[str, float], pictures: Mapping[str, int]) -> None:
-        """Record held-out scores by family ("all" is the mean over every picture), and of how many pictures."""
+        """Record held-out scores by family ("all" is the mean over every picture), and the number of pictures."""
         row = {"step": step, "split": split, "scores": dict(scores), "pictures": dict(pictures)}
         append_json(self._folder.held_out, row)
         self.store.set("bicot_held_out_step", step, split=split)
@@ -185,7 +185,7 @@ class Telemetry:
             tracker.samples(step, pictures, texts)
 
     def close(self) -> None:
-        """Write what is left and stop serving."""
+        """Write the remaining data and stop serving."""
         for tracker in self._trackers:
             tracker.close()
         if self._page:

@@ -1,4 +1,4 @@
-"""Where a run's curves go beside Prometheus: TensorBoard, and Weights & Biases where the config asks for it."""
+"""Trackers of a run's curves besides Prometheus: TensorBoard, and Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Tracker(Protocol):
         """Pictures (uint8 [N, H, W, 3]) and their CoTs."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining data."""
 
 
 class TensorBoard:
-    """Events in the run folder: the config as a text, and all that a run tells."""
+    """TensorBoard events in the run folder: the config as a text, all curves and all samples."""
 
     def __init__(self, folder: RunFolder) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -52,9 +52,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of W&B with the run's own name, which a resumed run goes on with.
+    """A W&B run with the run's own name; a resumed run continues it.
 
-    Its config is the run's, by dotted keys that runs can be filtered by, without secrets.
+    Its config has the run's keys, dotted and without secrets, so that people can filter by them.
     """
 
     def __init__(self, folder: RunFolder, config: WandbConfig, run: str) -> None:
@@ -72,10 +72,10 @@ class WeightsAndBiases:
             dir=str(folder.path),
             config=flat_keys(public_config(folder.config.read_text("utf-8"))),
             allow_val_change=True,  # a resumed run may be longer, say
-            # Its own view of the machine holds the command line, whose overrides may hold passwords.
+            # W&B's machine data include the command line; overrides in it may hold passwords.
             settings=wandb.Settings(console="off", x_disable_meta=True),
         )
-        # A run's steps and held-out scores come at their own pace; "step" is the axis of all of them.
+        # Training steps and held-out scores are logged at different times; "step" is the x axis of both.
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -93,7 +93,7 @@ class WeightsAndBiases:
 
 
 def trackers(folder: RunFolder, config: MetricsConfig, run: str) -> list[Tracker]:
-    """Those that the config asks for.
+    """The trackers that the config asks for.
 
     Raises:
         RunError: as `require_wandb`.
