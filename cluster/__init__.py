@@ -1,12 +1,12 @@
-"""The running system. Read it downwards: each calls the next.
+"""The running system. Read the modules in this order: each calls the next.
 
 cli            the commands: check, train, rehearse, generate, export, report
-run            a run's life: check, start, score, train, score, report
-system         every part of it, started side by side and closed in order
+run            a run from start to end: check, start, score, train, score, report
+system         all parts of a run, started in parallel and closed in order
 loop           the training loop: admit, roll out, learn, publish
-rollout        one group's way: CoT, picture, rewards
-prompt_order   which prompt is visited when
-console        what a person sees meanwhile
+rollout        the stages of one group: CoT, picture, rewards
+prompt_order   which prompt the run visits when
+console        the progress display
 
-`pools/` are the processes, `monitor/` what they show of themselves.
+`pools/` has the processes, `monitor/` the metrics.
 """

@@ -26,14 +26,14 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 is success, 1 a failure, 2 a wrong call, 130 a run that was interrupted."""
     parser = _parser()
-    # argparse takes positional arguments up to the first option only; overrides and runs may stand behind one, too.
+    # argparse takes positional arguments up to the first option only; overrides and runs may also follow an option.
     arguments, rest = parser.parse_known_args(argv)
     many = next((name for name in ("overrides", "runs") if name in arguments), None)
     if rest and (many is None or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if many:
         getattr(arguments, many).extend(rest)
-    # Where the working directory is the project (ray job submit, make), rewards and data files are found from it.
+    # The working directory may hold the user's reward modules (ray job submit, make): put it on the path.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     if wrong := shadowed():
@@ -156,7 +156,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _require(config: RunConfig, console: Console) -> None:
-    """Refuse a wrong run before the system's own modules are imported, which takes seconds."""
+    """Refuse a wrong run before importing the system's own modules, which takes seconds."""
     console.print("checking config, prompts, rewards and checkpoint", style="dim")
     from recipe.check import require
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live display on a terminal, a line a step elsewhere, and a table at the end."""
+"""The progress display of a run: live on a terminal, one line per step elsewhere, and a table at the end."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # the console speaks before Ray and torch are imported
+if TYPE_CHECKING:  # the console prints before Ray and torch are imported
     from evaluation.held_out import HeldOutScores
 
 _PACE_STEPS = 50
-"""Newest steps whose pace the time left goes by."""
+"""Number of newest steps whose pace gives the time left."""
 
 
 def own_console() -> Console:
-    """A console on a copy of stdout, so that stdout itself can go to a log with all that libraries print."""
+    """A console on a copy of stdout, so that stdout itself, with the output of libraries, can go to a log."""
     sys.stdout.flush()
     return Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False)
 
 
 def shown_path(console: Console, path: Path) -> str:
-    """A path as a reader can open it: relative to a terminal's folder, absolute in a log that is read elsewhere."""
+    """A path that the reader can open: relative on a terminal, absolute in a log that is read elsewhere."""
     path = path.absolute()
     below = console.is_terminal and path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd()) if below else path)
 
 
 class Elapsed:
-    """The time since this was made; unlike rich's own it goes on when the last step is done."""
+    """The time since creation; unlike rich's own column it continues after the last step."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -49,7 +49,7 @@ class Elapsed:
 
 
 class TimeLeft:
-    """How long the rest of the steps will take, at the pace of the newest ones; scoring and saving count too."""
+    """Estimates the time for the remaining steps from the pace of the newest ones, scoring and saving included."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -108,24 +108,24 @@ class RunDisplay:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print one line that stays, with the time of day; in a plain log also with the date and the time left."""
+        """Print one permanent line, with the time of day; in a plain log also with the date and the time left."""
         if self._console.is_terminal:
             self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim]  {text}")
         else:
             self._console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {self._left} left  {text}", soft_wrap=True)
 
     def path(self, path: Path) -> str:
-        """A path as `shown_path` has it here."""
+        """A path as `shown_path` gives it for this console."""
         return shown_path(self._console, path)
 
     def phase(self, text: str) -> None:
-        """Say what the run is about to do; on a terminal above the progress bar, elsewhere as a line."""
+        """Announce the next phase of the run: above the progress bar on a terminal, as a line elsewhere."""
         self._phase = text
         if not self._console.is_terminal:
             self.say(text)
 
     def resume_at(self, step: int) -> None:
-        """Start the bar at a step that earlier work reached."""
+        """Start the bar at the step that a resumed run begins at."""
         self._progress.update(self._task, completed=step)
 
     def step(self, row: Mapping[str, float]) -> None:
@@ -147,7 +147,7 @@ class RunDisplay:
         )
 
     def _values(self) -> list[str]:
-        """The newest step's figures, each with its name."""
+        """The newest step's figures with their names."""
         row = self._row
         rewards = {name[7:]: f"{value:.3f}" for name, value in row.items() if name.startswith("reward/")}
         shown = rewards | {

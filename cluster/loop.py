@@ -1,4 +1,4 @@
-"""The training loop: admit, roll out, learn, publish. The whole system on one screen; its parts are in `Parts`."""
+"""The training loop: admit, roll out, learn, publish. The whole system on one screen."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 class Learners(Protocol):
-    """The learner ranks, as the loop sees them."""
+    """The interface of the learner ranks that the loop needs."""
 
     async def train(self, groups: int) -> dict[str, float]:
-        """Claim that many groups from the buffer, take one step on them, acknowledge them; return statistics."""
+        """Claim `groups` groups from the buffer, take one step on them, acknowledge them; return statistics."""
 
     async def publish(self, version: int) -> float:
-        """Hand the weights to every actor as `version`; seconds that it took."""
+        """Send the weights to every actor as `version`; returns the seconds that it took."""
 
     async def save(self, step: int) -> None:
         """Checkpoint weights, optimizer, random state and the step together."""
@@ -37,7 +37,7 @@ class Learners(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run is. Version, steps done and trained groups are one number: the policy changes once a step."""
+    """The state of a run. One number holds version, steps done and trained groups: the policy changes once a step."""
 
     step: int = 0
     admitted: int = 0
@@ -45,14 +45,14 @@ class Progress:
     stop: bool = False
 
     def resume_at(self, step: int, groups_per_step: int) -> int:
-        """Go back to where `step` steps were done; what was in flight then is admitted again. Returns `step`."""
+        """Go back to the state after `step` steps; in-flight groups are admitted again. Returns `step`."""
         self.step, self.admitted = step, step * groups_per_step
         return step
 
 
 @dataclass(slots=True)
 class TrainingLoop:
-    """Trains until `config.steps`, or until `progress.stop` is set; then the step under way is the last.
+    """Trains until `config.steps`, or until `progress.stop` is set; then the current step is the last one.
 
     `after_step` gets each step's row of statistics; `kept` takes the groups of the newest steps, before they train.
     """
@@ -70,7 +70,7 @@ class TrainingLoop:
     _room: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
-        rollout = self.config.rollout  # the buffer has room for all groups that are admitted
+        rollout = self.config.rollout  # the buffer has room for all admitted groups
         self._room = asyncio.Semaphore(rollout.groups_in_flight or self.config.buffer.capacity)
 
     async def run(self) -> None:
@@ -119,8 +119,8 @@ class TrainingLoop:
     def admit(self, rollouts: asyncio.TaskGroup) -> None:
         """Start every group that will be trained at most `staleness` versions from now.
 
-        Groups train in the order of their index, `groups_per_step` a step, so group i trains at version
-        i // groups_per_step; admitting no further than that bounds the staleness of every segment.
+        Groups train in the order of their index, `groups_per_step` per step, so group i trains at version i //
+        groups_per_step. This limit on admission bounds the staleness of every segment.
         """
         size, config = self.config.rollout.groups_per_step, self.config
         limit = min(self.progress.step + 1 + config.rollout.staleness, config.steps) * size
@@ -151,4 +151,4 @@ class TrainingLoop:
 
 
 class _Stopped(Exception):
-    """Someone asked the run to stop; in-flight groups are given up, and drawn again after a resume."""
+    """The run was asked to stop; it drops in-flight groups, and a resumed run draws them again."""

@@ -1,4 +1,4 @@
-"""Which prompt a run visits when: a pure function of the seed, so that a number is all a checkpoint has to hold."""
+"""Which prompt a run visits when. The order is a pure function of the seed, so a checkpoint stores only a number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from policy.prompts import PromptRecord
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """The `index`-th prompt that a run draws; `visit` counts how often that prompt came before."""
+    """The `index`-th prompt of a run; `visit` counts the earlier visits to the same prompt."""
 
     index: int
     visit: int
@@ -24,7 +24,7 @@ class Visit:
 
 
 class PromptOrder:
-    """Every epoch visits every prompt once, in an order of its own when shuffled."""
+    """Every epoch visits every prompt once; with shuffling, each epoch has its own order."""
 
     def __init__(self, records: list[PromptRecord], seed: int, shuffle: bool) -> None:
         self._records = records

@@ -1,4 +1,4 @@
-"""One visit to one prompt, from prompt to scored trajectory group: CoT, picture, rewards."""
+"""One visit to a prompt, from the prompt to a scored trajectory group: CoT, picture, rewards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The three stages of a rollout; groups pass through them side by side."""
+    """The three stages of a rollout; groups pass through them in parallel."""
 
     pools: RolloutPools
     rewards: Sequence[RewardClient]
@@ -62,13 +62,13 @@ class Rollout:
     async def members(
         self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool = False
     ) -> tuple[Member, ...]:
-        """Roll out one member a seed, score them together, and keep their pictures as PNG if asked to."""
+        """Roll out one member per seed, score them together, and keep their pictures as PNG if asked to."""
         return (await self._stages(prompt, seeds, work, keep_pictures, {}))[0]
 
     async def _stages(
         self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool, seconds: dict[str, float]
     ) -> tuple[tuple[Member, ...], list[ImageOutput]]:
-        """Members and their pictures; `seconds` gets those of each stage that there is."""
+        """The members and their pictures; the method writes the seconds of each stage into `seconds`."""
         cots: Sequence[SemanticOutput | None] = [None] * len(seeds)
         if self.pools.semantic:
             with self.telemetry.stage("semantic", seconds):

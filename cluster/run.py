@@ -1,4 +1,4 @@
-"""A training run from its first line on the console to its last: check, start, train, score, report."""
+"""A training run from start to end: check, start, train, score, report."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
 def train(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int:
-    """Train to the end; the exit code. What libraries print goes to the run folder's logs.
+    """Train to the end; returns the exit code. The output of libraries goes to the run folder's logs.
 
-    A run that fails tells its console in a sentence. `check.require` came before.
+    If the run fails, the console gets one sentence. Call `check.require` first.
 
     Raises:
         RunError: the folder holds another run.
@@ -48,7 +48,7 @@ def train(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int
             summary = asyncio.run(_Run(config, folder, display, resume).run())
     except asyncio.CancelledError:
         summary = None
-    except Exception as error:  # whatever it is: one sentence for the console, the whole of it for the log
+    except Exception as error:  # any error: one sentence for the console, the traceback for the log
         logger.exception("the run failed")
         _tell_failure(console, folder, first_cause(error))
         return EXIT_FAILED
@@ -77,7 +77,7 @@ class _Run:
         began = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             system = await System.start(self.config, self.folder, self.display, stack, self.resume)
-            self._stop_on_signals()  # again: Ray's own SIGTERM handler ends the process within three seconds
+            self._stop_on_signals()  # set again: Ray's own SIGTERM handler would end the process within three seconds
             if system.telemetry.address:
                 self.display.say(
                     f"metrics at {system.telemetry.address}, logs in {self.display.path(self.folder.logs)}"
@@ -113,13 +113,13 @@ class _Run:
                 self.scores[f"{split}_after"] = scores.by_family
 
     def _earlier_scores(self) -> None:
-        """A resumed run is compared with the scores from before its first step."""
+        """The scores from before the first step of the run; a resumed run is compared with them."""
         for row in read_json_lines(self.folder.held_out):
             self.scores.setdefault(f"{row['split']}_before", row["scores"])
             self.scores[f"{row['split']}_after"] = row["scores"]
 
     def _summary(self, first: int, seconds: float) -> Mapping[str, Any]:
-        """Of a run that has finished, `seconds` after it was started or resumed at step `first`."""
+        """The summary of a finished run, `seconds` after it was started, or resumed at step `first`."""
         run = read_runs([self.folder])[0]
         rows = run.rows[-10:]
         names = sorted({name for row in rows for name in row if name.startswith("reward/")})

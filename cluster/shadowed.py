@@ -1,4 +1,4 @@
-"""Finds what would be imported in the place of one of the project's own packages, before any of them is."""
+"""Finds user modules that would be imported instead of the project's own packages, before any import."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ROOMS = (
 
 
 def shadowed() -> str | None:
-    """One sentence about a file or folder on the Python path that bears a room's name; None where there is none.
+    """One sentence about a file or folder on the Python path that has a room's name; None if there is none.
 
-    A module of the user's may have any other name. Every process of a run has the working directory on its path, so
-    what stands there would come first in all of them.
+    A user's module may have any other name. Every process of a run has the working directory first on its path, so a
+    module there would replace the room in all of them.
     """
     own = Path(__file__).resolve().parents[1]
     for room in ROOMS:

@@ -1,4 +1,4 @@
-"""The running system: every part of a run, started side by side and closed in order."""
+"""The running system: every part of a run, started in parallel and closed in order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class System:
-    """Every part of a run, up and at the same weights. `position` is the step that the weights have reached."""
+    """All parts of a run, started and at the same weight version. `position` is the step of these weights."""
 
     config: RunConfig
     folder: RunFolder
@@ -57,7 +57,7 @@ class System:
     async def start(
         cls, config: RunConfig, folder: RunFolder, display: RunDisplay, stack: contextlib.AsyncExitStack, resume: bool
     ) -> Self:
-        """Start every part; `stack` closes them, the last one first.
+        """Start every part; `stack` closes the parts in reverse order.
 
         Raises:
             RunError: a part could not start, or the pools do not fit the cluster.
@@ -95,7 +95,7 @@ class System:
         if resume:
             await system._restore()
         else:
-            buffer.rewind([])  # in a Redis of the user's, an earlier run of this folder may have left its ids
+            buffer.rewind([])  # a user's Redis may still hold the ids of an earlier run of this folder
         await system.publish(system.position)
         telemetry.ready(system.position)
         poller = Poller(telemetry, pools.all, buffer, rewards.clients)
@@ -113,7 +113,7 @@ class System:
         return await self.ranks.train(groups)
 
     async def publish(self, version: int) -> float:
-        """Hand the learner's weights to every actor as `version`; the seconds that it took."""
+        """Send the learner's weights to every actor as `version`; returns the seconds that it took."""
         start = time.monotonic()
         size, published_s = await self.weights.publish(version)
         seconds = time.monotonic() - start
@@ -127,13 +127,13 @@ class System:
         self.telemetry.checkpoint(step, time.time(), time.monotonic() - start)
 
     async def score(self, split: str, step: int) -> HeldOutScores:
-        """Score a split of held-out prompts at the present weights, and record it."""
+        """Score a split of held-out prompts at the present weights, and record the scores."""
         scores = await self.splits[split].score(self.rollout, step, self.folder, self.telemetry.samples)
         self.telemetry.held_out(step, split, scores.by_family, scores.pictures)
         return scores
 
     async def _restore(self) -> None:
-        """Go back to the newest checkpoint, with all that came after it undone; to the start where there is none."""
+        """Go back to the newest checkpoint and drop all later rows and groups; without a checkpoint, to the start."""
         self.position = await self.ranks.restore()
         trained = self.position * self.config.rollout.groups_per_step
         dropped = self.buffer.rewind(self.order[index].group_id for index in range(trained))
@@ -148,7 +148,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 def run_name(folder: RunFolder) -> str:
-    """Names the run's keys in Redis and its services in Ray: the folder's name, told apart by its path."""
+    """The name of the run's keys in Redis and services in Ray: the folder's name, and a suffix from its path."""
     plain = re.sub(r"[^A-Za-z0-9]", "-", folder.path.name)
     return f"{plain}-{blake2b(str(folder.path).encode(), digest_size=4).hexdigest()}"
 
@@ -165,14 +165,14 @@ def _own_redis(folder: RunFolder, stack: contextlib.AsyncExitStack) -> str:
 async def start_processes(
     config: RunConfig, folder: RunFolder, name: str, actors: Awaitable[object], stack: contextlib.AsyncExitStack
 ) -> RewardServices:
-    """Start `actors` (which wait until learner and pools are up) and the rewards side by side.
+    """Start `actors` (which wait until learner and pools are up) and the rewards in parallel.
 
     Raises:
         RunError: one of them did not start.
     """
     actors = asyncio.ensure_future(actors)
     if any(service.gpus for service in config.rewards.services):
-        await actors  # a small reward that came first could take the GPU that a large actor needs whole
+        await actors  # a small reward that starts first could occupy part of a GPU that a large actor needs whole
     services, _ = await asyncio.gather(_reward_services(config, folder, name, stack), actors)
     return services
 

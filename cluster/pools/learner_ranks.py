@@ -1,4 +1,4 @@
-"""The learner pool: ranks that act together, so a call goes to all of them, and one dead rank ends the run."""
+"""The learner pool. Ranks act together: a call goes to all of them, and one dead rank ends the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # DeepSpeed is the ranks' alone
 
 
 class LearnerRanks:
-    """The ranks of the learner; every method is one call to each of them, within the learner's deadline."""
+    """The ranks of the learner; every call ends within the learner's deadline."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, buffer_url: str | None, run: str) -> None:
         """Without a `buffer_url` they train kept groups alone."""
@@ -40,7 +40,7 @@ class LearnerRanks:
         self.pool = Pool(spec, folder.logs, restarts=0)
 
     async def start(self, deadline_s: float) -> None:
-        """Start the ranks, and let them meet."""
+        """Start the ranks and join them to one process group."""
         pool = self.pool
         await pool.start(deadline_s)
         nodes = await asyncio.gather(*(pool.node_of(replica) for replica in pool.replicas))
@@ -49,7 +49,7 @@ class LearnerRanks:
         await pool.everywhere("setup", endpoint, work="start-up", deadline_s=deadline_s)  # loads the model
 
     async def train(self, groups: int) -> dict[str, float]:
-        """Claim `groups` groups, take a step on them, acknowledge them; the step's statistics."""
+        """Claim `groups` groups, take a step on them, acknowledge them; returns the step's statistics."""
         work = f"a step on {groups} groups"
         entries = await self._first("claim", groups, self._deadline_s, work=work)
         statistics: dict[str, float] = (await self._all("train", entries, work=work))[0]
@@ -57,17 +57,17 @@ class LearnerRanks:
         return statistics
 
     async def publish(self, version: int) -> Published:
-        """Put the trained weights where actors find them."""
+        """Publish the trained weights as `version`, for actors to pull."""
         published: Published = (await self._all("publish", version, work=f"publishing weights {version}"))[0]
         return published
 
     async def publish_present(self) -> Published:
-        """Put the weights as they are now where an actor finds them that joins late, or missed a broadcast."""
+        """Publish the present weights for an actor that joined late or missed a broadcast."""
         published: Published = (await self._all("publish_present", work="publishing the present weights"))[0]
         return published
 
     async def announce(self, version: int) -> WeightManifest:
-        """What a broadcast of the trained weights is going to hold."""
+        """The manifest of a broadcast of the trained weights."""
         manifest: WeightManifest = await self._first("announce", version, work=f"announcing weights {version}")
         return manifest
 
@@ -80,7 +80,7 @@ class LearnerRanks:
         await self._all("save", str(self._folder.checkpoints), work=f"the checkpoint of step {step}")
 
     async def restore(self) -> int:
-        """Load the newest checkpoint, and return its step; 0 where there is none."""
+        """Load the newest checkpoint and return its step; 0 without a checkpoint."""
         step: int = (await self._all("load", str(self._folder.checkpoints), work="loading the newest checkpoint"))[0]
         return step
 

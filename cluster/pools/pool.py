@@ -1,4 +1,4 @@
-"""A pool of replicas: dispatch to the least busy, a deadline on every call, and a new process for a dead one."""
+"""A pool of replicas: calls go to the least busy one, each has a deadline, and a dead process is replaced."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What a pool is made of: `target` is "module:Class", `arguments` its keyword arguments.
+    """The specification of a pool: `target` is "module:Class", `arguments` its keyword arguments.
 
-    `concurrent` replicas take calls side by side, others one at a time; `ranked` ones get their number as the
+    `concurrent` replicas run calls in parallel, others one at a time; `ranked` replicas get their number as the
     argument `rank`.
     """
 
@@ -43,7 +43,7 @@ class PoolSpec:
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One process of a pool; `busy` counts calls that are under way, `busy_s` sums the seconds it had any."""
+    """One process of a pool; `busy` counts its running calls, `busy_s` sums the seconds with a running call."""
 
     number: int
     name: str
@@ -60,7 +60,7 @@ class Replica:
         self.busy += 1
 
     def busy_seconds(self) -> float:
-        """Seconds with a call under way, up to now."""
+        """Seconds with a running call, up to now."""
         return self.busy_s + (time.monotonic() - self.since if self.busy else 0.0)
 
     def leave(self) -> None:
@@ -71,7 +71,7 @@ class Replica:
 
 
 class ReplicaLost(StageError):
-    """The replica's process is of no more use: it died, its engine failed, or it missed its deadline."""
+    """The replica's process must be replaced: it died, its engine failed, or it missed its deadline."""
 
 
 class Pool:
@@ -98,11 +98,11 @@ class Pool:
 
     @property
     def name(self) -> str:
-        """The stage that it is in errors and metrics."""
+        """The pool's stage name in errors and metrics."""
         return self.spec.name
 
     async def start(self, deadline_s: float) -> None:
-        """Start every replica side by side, and wait until each answers.
+        """Start all replicas in parallel, and wait until each answers.
 
         Raises:
             StageError: one did not start within `deadline_s` seconds.
@@ -111,9 +111,9 @@ class Pool:
         await asyncio.gather(*(self._ready(replica, deadline_s) for replica in self.replicas))
 
     async def call(self, method: str, *args: Any, work: str) -> Any:
-        """Run a method on the least busy replica; `work` names what for, in errors.
+        """Run a method on the least busy replica; errors name the purpose, `work`.
 
-        A replica that dies or misses the pool's deadline is replaced, and the call goes to another one.
+        If the replica dies or misses the pool's deadline, the pool replaces it, and the call goes to another replica.
 
         Raises:
             StageError: the method itself failed, or the pool's restarts are used up.
@@ -130,9 +130,9 @@ class Pool:
                 await self.replace(replica, error)
 
     async def everywhere(self, method: str, *args: Any, work: str, deadline_s: float | None = None) -> list[Any]:
-        """Run a method on every replica at once, and on the new one where a replica dies meanwhile.
+        """Run a method on every replica at once; if a replica dies, also on its replacement.
 
-        It has the pool's deadline, or one of its own.
+        The deadline is the pool's unless the call gives one.
 
         Raises:
             StageError: as `call`.
@@ -144,7 +144,7 @@ class Pool:
         )
 
     async def at(self, number: int, method: str, *args: Any, work: str, deadline_s: float | None = None) -> Any:
-        """Run a method on replica `number`, and on the new one where it dies meanwhile. Otherwise as `everywhere`."""
+        """Run a method on replica `number`; if it dies, on its replacement. Otherwise as `everywhere`."""
         while True:
             replica = self.replicas[number]
             try:
@@ -161,7 +161,7 @@ class Pool:
         return await self._ask(replica, method, args, work, self.spec.deadline_s)
 
     async def settled(self) -> list[Replica]:
-        """The replicas, when none is being replaced."""
+        """The replicas, as soon as none is being replaced."""
         while self._replacing:
             await asyncio.shield(next(iter(self._replacing.values())))
         return list(self.replicas)
@@ -224,7 +224,7 @@ class Pool:
         raise kind(self.name, work, time.monotonic() - start, f"{reason}; see {log}", log_tail(log)) from cause
 
     async def replace(self, replica: Replica, error: StageError) -> None:
-        """Put a new process in the replica's place, once however many calls found it dead.
+        """Replace the replica's process, once, even if several calls found it dead.
 
         Raises:
             StageError: the pool's restarts are used up, or the new process did not start.
@@ -237,7 +237,7 @@ class Pool:
                     self.name,
                     "its pool",
                     0.0,
-                    f"{self.restarts} restarts are used up; the last: {error}",
+                    f"all {self.restarts} restarts are used up; the last failure: {error}",
                     error.log_tail,
                 ) from error
             self.restarts += 1

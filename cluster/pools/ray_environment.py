@@ -1,4 +1,4 @@
-"""What has to stand in the environment before Ray is imported: it reads its authentication mode only then."""
+"""Environment variables to set before importing Ray: Ray reads its authentication mode only at import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recipe.resources import cluster_address
 
 
 def prepare(config: RunConfig) -> None:
-    """Quiet Ray, and give a cluster that the run starts itself a token of its own."""
+    """Quiet Ray, and give a cluster that the run starts its own token."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # One thread a process: several processes with several threads each on few cores are many times slower.

@@ -1,4 +1,4 @@
-"""The Ray cluster a run lives on: joined, or started for the run on this machine, with token authentication."""
+"""The Ray cluster of a run: joined, or started for the run on this machine, with token authentication."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _ATTEMPTS = 3
 
 
 class RaySession:
-    """A connection to Ray that ends what it began, and nothing else."""
+    """A connection to Ray. It stops the cluster only if it started it."""
 
     def __init__(self, temporary: str | None) -> None:
         self._temporary = temporary
 
     @classmethod
     def start(cls, config: RunConfig) -> Self:
-        """Join the cluster, or start one, and check that the pools fit; `ray_environment.prepare` came first.
+        """Join the cluster, or start one, and check that the pools fit. Call `ray_environment.prepare` first.
 
         Raises:
-            RunError: no cluster at the address, the pools are larger than the cluster, or it has several machines and
-                the run no Redis that all of them reach.
+        RunError: there is no cluster at the address, the pools are larger than the cluster, or the cluster has
+        several machines and the run has no Redis that all of them reach.
         """
         address = cluster_address(config)
         temporary = None if address else tempfile.mkdtemp(prefix="bicot-")
@@ -59,15 +59,15 @@ class RaySession:
         return session
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The machines of the cluster that are up, as `ray.nodes` has them; none without a connection."""
+        """The live machines of the cluster, as `ray.nodes` lists them; none without a connection."""
         return [node for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
 
     def own_address(self) -> str:
-        """The address under which the cluster's machines reach this one."""
+        """The address at which the cluster's machines reach this one."""
         return str(ray.util.get_node_ip_address())
 
     def meeting_address(self) -> str:
-        """Where processes of the run reach this one: loopback, unless some may be on other machines."""
+        """The address at which the run's processes reach this one: loopback, if all run on this machine."""
         return self.own_address() if len(self.nodes()) > 1 else "127.0.0.1"
 
     def metrics_targets(self) -> list[str]:

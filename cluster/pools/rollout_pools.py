@@ -1,7 +1,7 @@
-"""The pools of a rollout as their callers see them: one method for each that their actors have, with its types.
+"""The pools of a rollout, as typed facades: each method calls the actor's method of the same purpose.
 
-This is where a call leaves the driver's process: `SemanticPool.generate` runs `actors.semantic_actor:SemanticActor.
-generate` in another one, and so for every method here. The learner's side is `learner_ranks`.
+Here a call leaves the driver's process: `SemanticPool.generate` runs `actors.semantic_actor:SemanticActor.generate`
+in another process; the other methods do the same. The learner's facade is `learner_ranks`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transport.weights.broadcast import Seat
 from transport.weights.channel import Published, WeightManifest
 
 OnStart = Callable[["RolloutPool", Replica], Awaitable[None]]
-"""What happens with a new replica before it takes work, e.g. `WeightSync.on_start`."""
+"""Called with a new replica before it takes work, e.g. `WeightSync.on_start`."""
 
 
 class RolloutPool(Pool):
@@ -30,18 +30,18 @@ class RolloutPool(Pool):
         super().__init__(spec, logs, restarts, lambda replica: on_start(self, replica))
 
     async def apply_weights(self, published: Published) -> None:
-        """Have every replica take a published version, and the new one where a replica dies meanwhile."""
+        """Have every replica take a published version; if a replica dies, also its replacement."""
         await self.everywhere("apply_weights", published, work=f"weights {published.version}")
 
     async def apply_weights_to(self, replica: Replica, published: Published) -> None:
-        """Have one replica take a published version, or the new one where it dies meanwhile."""
+        """Have one replica take a published version; if it dies, its replacement."""
         await self.at(replica.number, "apply_weights", published, work=f"weights {published.version}")
 
     async def start_with_weights(self, replica: Replica, published: Published) -> None:
-        """Give a replica that is not in the pool yet a published version.
+        """Give a published version to a replica that is not yet in the pool.
 
         Raises:
-            StageError: it failed, died, or missed the pool's deadline; nothing replaces it here.
+            StageError: the replica failed, died, or missed the pool's deadline; this method does not replace it.
         """
         await self.tell(replica, "apply_weights", published, work=f"weights {published.version}")
 
@@ -51,13 +51,13 @@ class RolloutPool(Pool):
         """Have a replica take part in a broadcast of weights.
 
         Raises:
-            StageError: it failed, died, or missed the pool's deadline; nothing replaces it here.
+            StageError: the replica failed, died, or missed the pool's deadline; this method does not replace it.
         """
         work = f"weights {manifest.version}"
         await self.tell(replica, "receive_weights", manifest, seat, deadline_s, work=work)
 
     async def metrics(self) -> dict[str, dict[str, float]]:
-        """What every replica says of itself, by its name."""
+        """The figures of every replica, by its name."""
         told: list[dict[str, float]] = await self.everywhere("metrics", work="metrics")
         return {replica.name: values for replica, values in zip(self.replicas, told, strict=True)}
 
@@ -83,7 +83,7 @@ class SemanticPool(RolloutPool):
         await self.tell(replica, "load_checkpoint", work="the checkpoint's weights")
 
     async def generate(self, requests: Sequence[SemanticRequest], work: str) -> list[SemanticOutput]:
-        """One CoT for each request, in order; `work` names what for, in errors."""
+        """One CoT for each request, in order; errors name the purpose, `work`."""
         cots: list[SemanticOutput] = await self.call("generate", requests, work=work)
         return cots
 
@@ -100,13 +100,13 @@ class ImagePool(RolloutPool):
         super().__init__(spec, logs, config.ray.restarts, on_start)
 
     async def sample(self, requests: Sequence[ImageRequest], work: str) -> list[ImageOutput]:
-        """One picture for each request, in order; `work` names what for, in errors."""
+        """One picture for each request, in order; errors name the purpose, `work`."""
         images: list[ImageOutput] = await self.call("sample", requests, work=work)
         return images
 
 
 class RolloutPools:
-    """The pools that a run has: `semantic` is None where it draws from the prompt alone."""
+    """The pools of a run; `semantic` is None if the run draws from the prompt alone."""
 
     def __init__(self, config: RunConfig, logs: Path, on_start: OnStart) -> None:
         self.semantic = SemanticPool(config, logs, on_start) if config.semantic.enabled else None
@@ -114,11 +114,11 @@ class RolloutPools:
 
     @property
     def all(self) -> list[RolloutPool]:
-        """Each of them."""
+        """All pools."""
         return [self.image, *([self.semantic] if self.semantic else [])]
 
     async def start(self, deadline_s: float) -> None:
-        """Start every pool side by side.
+        """Start all pools in parallel.
 
         Raises:
             StageError: a replica did not start within `deadline_s` seconds.

@@ -1,6 +1,6 @@
-"""New weights for every actor: through the object store, or by one broadcast to all of them.
+"""Sends new weights to every actor: through the object store, or by one broadcast to all of them.
 
-`publish` is the sync after a step; `on_start` gives a replica that takes a dead one's place what the others have.
+`publish` is the sync after a step; `on_start` gives a replacement replica the version that the others have.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from transport.weights.channel import Published
 logger = logging.getLogger(__name__)
 
 DEADLINE_SHARE = 0.45
-"""Of the shortest deadline of a call: for the members to meet, and again for the transfer, so that what goes wrong in
-either is told by name before a pool takes its replica for stuck."""
+"""Share of the shortest call deadline, for the meeting of the members and again for the transfer. So an error of
+either names its cause before a pool considers its replica stuck."""
 
 Receiver = tuple[RolloutPool, Replica]
 
 
 class WeightSync(ABC):
-    """Gives the learner's weights to `pools`."""
+    """Sends the learner's weights to `pools`."""
 
     def __init__(self, ranks: LearnerRanks) -> None:
         self.ranks = ranks
@@ -37,12 +37,12 @@ class WeightSync(ABC):
 
     @abstractmethod
     async def publish(self, version: int) -> tuple[int, float]:
-        """Have every replica at the learner's weights, as `version`.
+        """Bring every replica to the learner's weights, as `version`.
 
-        Returns the bytes that went to each, and the seconds until they could set out.
+        Returns the bytes that went to each replica, and the seconds until the transfer could begin.
 
         Raises:
-            StageError: the learner failed, or a pool for good.
+            StageError: the learner failed, or a pool failed for good.
         """
 
     @abstractmethod
@@ -51,7 +51,7 @@ class WeightSync(ABC):
 
 
 def weight_sync(config: RunConfig, ranks: LearnerRanks, host: str) -> WeightSync:
-    """The transport that the config asks for; `host` is an address of this machine that all actors reach."""
+    """The weight sync that the config asks for; `host` is an address of this machine that all actors reach."""
     if config.weights.transport == "object_store":
         return ObjectStoreSync(ranks)
     shortest = min(config.learner.deadline_s, config.image.deadline_s, config.semantic.deadline_s)
@@ -64,7 +64,7 @@ def weight_sync(config: RunConfig, ranks: LearnerRanks, host: str) -> WeightSync
 
 
 class ObjectStoreSync(WeightSync):
-    """Published once; every replica pulls."""
+    """The learner publishes once; every replica pulls."""
 
     _newest: Published | None = None
 
@@ -83,10 +83,10 @@ class ObjectStoreSync(WeightSync):
 
 
 class BroadcastSync(WeightSync):
-    """One broadcast from rank 0 of the learner to every replica, each with as many `members` as its pool says.
+    """One broadcast from rank 0 of the learner to every replica; the pool says how many `members` a replica has.
 
-    The group is formed anew when a replica was replaced. Those that a broadcast does not reach, because one of the
-    group died, get the same version through the object store; and so does a newcomer.
+    After a replacement the driver forms a new group. If a member dies, the replicas that the broadcast did not reach
+    get the same version through the object store; so does a new replica.
     """
 
     def __init__(self, ranks: LearnerRanks, host: BroadcastHost, backend: Backend, deadline_s: float) -> None:
@@ -116,7 +116,7 @@ class BroadcastSync(WeightSync):
         if not_sent or any(not_received):
             first = not_sent or next(error for error in not_received if error)
             logger.warning("the broadcast of weights %d broke off, the object store takes over: %s", version, first)
-            self._members = []  # a group that broke is of no more use
+            self._members = []  # a broken group cannot be used again
             await self._mend(zip(receivers, not_received, strict=True), version)
         else:
             self._host.forget(version)
@@ -129,7 +129,7 @@ class BroadcastSync(WeightSync):
             await pool.start_with_weights(replica, published)
 
     def _form(self, receivers: Sequence[Receiver]) -> None:
-        """Give every member its seat in a new group, unless they are the same as before."""
+        """Give every member its seat in a new group, unless the members are the same as before."""
         members = [replica for _, replica in receivers]
         if members == self._members:
             return
@@ -141,7 +141,7 @@ class BroadcastSync(WeightSync):
         self._members, self._seats = members, [seats[rank] for rank in first]
 
     async def _or_stop(self, version: int, call: Awaitable[object]) -> StageError | None:
-        """The error that `call` failed with, of which the other members are told at once."""
+        """The error of `call`, if it failed; the other members are told at once."""
         try:
             await call
         except StageError as error:
@@ -150,12 +150,12 @@ class BroadcastSync(WeightSync):
         return None
 
     async def _mend(self, outcomes: Iterable[tuple[Receiver, StageError | None]], version: int) -> None:
-        """Bring those that the broadcast did not reach to the same version."""
+        """Bring the replicas that the broadcast did not reach to the same version."""
         published = await self.ranks.publish_present()
 
         async def mend(pool: RolloutPool, replica: Replica, error: StageError) -> None:
             if isinstance(error, ReplicaLost):
-                await pool.replace(replica, error)  # which calls `on_start` with the new one
+                await pool.replace(replica, error)  # this calls `on_start` with the new replica
             elif replica in pool.replicas:
                 await pool.apply_weights_to(replica, published)
 

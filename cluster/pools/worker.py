@@ -1,4 +1,4 @@
-"""The process of one replica: hosts an object of a room below, and keeps its log in the run folder."""
+"""The process of one replica: hosts an object of a lower room, and writes its log into the run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_to(path: str | Path) -> None:
-    """Send this process's stdout, stderr and log lines to a file; libraries write there too, crashes included."""
+    """Send this process's stdout, stderr and log lines to a file, the output of libraries and crashes included."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
@@ -37,7 +37,7 @@ def log_to(path: str | Path) -> None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Import without the garbage collector, which finds nothing and takes a tenth of the time of large imports."""
+    """Import without the garbage collector: it finds nothing, and takes a tenth of the time of large imports."""
     gc.disable()
     try:
         yield
@@ -72,7 +72,7 @@ class Worker:
 
 
 class ConcurrentWorker:
-    """A Ray actor around one object with coroutine methods: calls of several groups run side by side."""
+    """A Ray actor around one object with coroutine methods: calls of several groups run in parallel."""
 
     def __init__(self, target: str, log: str, arguments: dict[str, Any]) -> None:
         """As `Worker`."""

@@ -1,4 +1,4 @@
-"""What a dashboard's panels show, asked of a Prometheus and drawn as an SVG: pictures for docs/, without Grafana."""
+"""Draws a dashboard's panels as an SVG from the data of a Prometheus: pictures for docs/, without Grafana."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lines = dict[str, list[tuple[float, float]]]
 """Curves by legend: (Unix time, value), values that are no number left out."""
 
 SCALE = 1.5
-"""A panel is that much larger than a chart of a report, letters included, so that a page's width holds two."""
+"""Scale of a panel relative to a report's chart, letters included; two panels fit in a page's width."""
 PANEL, GAP, MARGIN = round(SCALE * WIDTH), 36, 12
 TITLE, NOTE, LEGEND, HEADING, STAT = 24, 19, 22, 44, 78
 _NOTE_LETTERS, _LETTER = 74, 7.8
@@ -38,7 +38,7 @@ def fill_in(expr: str, run: str, window: str) -> str:
 
 
 def lines(query: Query, ask: Ask, run: str, window: str) -> Lines:
-    """What one query of a panel shows; empty where there is nothing."""
+    """The curves of one query of a panel; empty without data."""
     found: Lines = {}
     for series in ask(fill_in(query.expr, run, window)):
         points = [(float(at), float(text)) for at, text in series["values"]]
@@ -76,7 +76,7 @@ def draw(rows: Mapping[str, Sequence[Panel]], ask: Ask, run: str, window: str, s
 
 
 def _unit(unit: str, curves: Lines) -> tuple[float, str]:
-    """What values are divided by to be read, and the unit's name."""
+    """The divisor for readable values, and the unit's name."""
     if unit not in ("bytes", "Bps"):
         return 1.0, _UNITS.get(unit, "")
     largest = max(abs(value) for points in curves.values() for _, value in points)

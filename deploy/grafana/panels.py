@@ -1,7 +1,7 @@
-"""What the dashboards are made of: panels as plain data, and their way into Grafana's JSON.
+"""The dashboards' parts: panels as plain data, and their translation to Grafana's JSON.
 
-A query may ask for metrics of the catalogue only: `metric` refuses others. `$run` is the run that is looked at,
-`$window` the time over which rates are taken.
+A query may use only metrics of the catalogue: `metric` refuses others. `$run` is the selected run, `$window` the
+time window of rates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="$datasource")
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """PromQL, and what its series are called (Grafana's legend format)."""
+    """PromQL, and the names of its series (Grafana's legend format)."""
 
     expr: str
     legend: str
@@ -29,9 +29,9 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Curves, or with `stat` one number a series; `unit` is one of Grafana's, `width` of 24 columns.
+    """Curves, or with `stat` one number per series; `unit` is one of Grafana's, `width` is in columns of 24.
 
-    `empty` says why there may be nothing to see.
+    `empty` says why a panel may have no data.
     """
 
     title: str
@@ -73,7 +73,7 @@ def metric(name: str, *matchers: str) -> str:
 
 
 def rate(name: str, *matchers: str) -> str:
-    """A counter's rise a second."""
+    """A counter's increase per second."""
     return f"rate({metric(name, *matchers)}[$window])"
 
 

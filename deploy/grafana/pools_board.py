@@ -1,4 +1,4 @@
-"""The dashboard *Pools*: every stage of the rollout, the buffer, and the weights on their way."""
+"""The dashboard *Pools*: every stage of the rollout, the buffer, and the weight updates."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _ENGINES = (
 )  # fmt: skip
 
 _VLLM = (
-    curves("Requests", "That vLLM's scheduler runs and holds back.", "none",
+    curves("Requests", "Requests that vLLM's scheduler runs and holds back.", "none",
            (metric("bicot_vllm_running_requests"), "{{replica}} running"),
            (metric("bicot_vllm_waiting_requests"), "{{replica}} waiting")),
     curves("KV cache", "Share of its blocks in use.", "percentunit",
            (metric("bicot_vllm_kv_cache_usage_ratio"), "{{replica}}")),
-    curves("Preemptions", "Requests that had to give their cache up; rising, the cache is too small.", "none",
+    curves("Preemptions", "Requests that lost their cache; if it rises, the cache is too small.", "none",
            (metric("bicot_vllm_preemptions_total"), "{{replica}}")),
     curves("Tokens/s", "Taken and generated.", "none", (rate("bicot_vllm_prompt_tokens_total"), "{{replica}} prompt"),
            (rate("bicot_vllm_generation_tokens_total"), "{{replica}} generated")),
-    curves("Prefix cache", "Prompt tokens a second that were looked up and found in it; 0 where it is off.", "none",
+    curves("Prefix cache", "Prompt tokens per second looked up and found in the cache; 0 when it is off.", "none",
            (rate("bicot_vllm_prefix_cache_queries_total"), "{{replica}} looked up"),
            (rate("bicot_vllm_prefix_cache_hits_total"), "{{replica}} found")),
 )  # fmt: skip
@@ -61,7 +61,7 @@ _BUFFER = (
 )  # fmt: skip
 
 _WEIGHTS = (
-    curves("Versions", "That the learner published, and that each process draws with.", "none",
+    curves("Versions", "The learner's newest version, and the version of each process.", "none",
            (metric("bicot_published_version"), "published"), (metric("bicot_weight_version"), "{{replica}}")),
     curves("Staleness", "Versions between sampling and training: mean, largest, and bound.", "none",
            (metric("bicot_staleness_versions"), "{{segment}}"),
@@ -70,9 +70,9 @@ _WEIGHTS = (
     curves("Publish and apply", "Mean seconds of a version.", "s",
            (mean_seconds("bicot_weights_publish_seconds"), "publish"),
            (mean_seconds("bicot_weights_apply_seconds"), "apply")),
-    curves("Seconds of a process's update", "The newest, waiting for running requests included.", "s",
+    curves("Seconds of a process's update", "Newest update, with the wait for running requests.", "s",
            (metric("bicot_replica_sync_seconds"), "{{replica}}")),
-    curves("Bytes of a version", "That travel to each process.", "bytes", (metric("bicot_published_bytes"), "bytes")),
+    curves("Bytes of a version", "Bytes to each process.", "bytes", (metric("bicot_published_bytes"), "bytes")),
 )  # fmt: skip
 
 BOARD = Board("bicot-pools", "bicot: Pools", "Every stage of the rollout, the buffer, the weights.", {
