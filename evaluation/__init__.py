@@ -1,6 +1,6 @@
-"""What a policy is worth.
+"""Evaluation of a policy.
 
-held_out   a split of held-out prompts: drawn and scored with the same seeds every time, its samples kept
+held_out   a split of held-out prompts: drawn and scored with the same seeds every time; keeps samples
 
-Who draws is handed in (`held_out.Painter`), so that nothing here knows of pools or Ray.
+The caller passes in a `held_out.Painter`, so this room depends on neither pools nor Ray.
 """

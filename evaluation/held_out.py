@@ -21,31 +21,31 @@ from recipe.run_folder import RunFolder, write_atomically
 from transport.trajectory import Member
 
 HELD_OUT_VISIT = -1
-"""Stands in a held-out member's seed where training has the visit's number, which is never negative."""
+"""The visit number in a held-out member's seed; in training the number is never negative."""
 
 
 class Painter(Protocol):
-    """Who draws and scores: a run's own pools, say."""
+    """Draws and scores members, e.g. with a run's own pools."""
 
     @property
     def seed(self) -> int:
-        """The seed that every member's is derived from."""
+        """The seed from which every member's seed is derived."""
 
     async def members(
         self, prompt: PromptRecord, seeds: Sequence[int], work: str, keep_pictures: bool = False
     ) -> tuple[Member, ...]:
-        """One scored member a seed, with its picture if asked to; `work` names what for, in errors."""
+        """One scored member per seed, with its picture if asked to; errors name the purpose, `work`."""
 
 
 Show = Callable[[int, np.ndarray, list[str]], None]
-"""Takes a step, pictures (uint8 [N, H, W, 3]) and their texts."""
+"""Called with a step, pictures (uint8 [N, H, W, 3]) and their texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """Mean of the metric by family, "all" over every picture; `rewards` the mean of each reward.
+    """Mean of the metric by family, "all" over every picture; `rewards` has the mean of each reward.
 
-    `pictures` counts by family those that the metric scored.
+    `pictures` counts the pictures that the metric scored, by family.
     """
 
     by_family: dict[str, float]
@@ -59,7 +59,7 @@ class HeldOut:
     def __init__(
         self, split: str, prompts: list[PromptRecord], members: int, metric: str, samples: int, together: int
     ) -> None:
-        """`together` bounds the prompts under way at a time; `samples` pictures of the first members are kept."""
+        """At most `together` prompts run at a time; `samples` pictures of the first members are kept."""
         self.split = split
         self._prompts = prompts
         self._members = members
@@ -68,7 +68,7 @@ class HeldOut:
         self._shown = {prompt.id for prompt in spread(prompts, samples)}
 
     async def score(self, painter: Painter, step: int, folder: RunFolder, show: Show) -> HeldOutScores:
-        """Draw and score the split at the present weights; keep the samples in the run folder, and `show` them.
+        """Draw and score the split at the present weights; keep samples in the run folder, and `show` them.
 
         Raises:
             StageError: a stage failed, or the metric scored no picture at all.

@@ -1,12 +1,12 @@
-"""What a run asks for, and where it lives. Needs no Ray.
+"""Everything about a run that needs no Ray: its config, its checks and its folder.
 
-config       the run config: one YAML file         check       is it all there? what `bicot check` says
+config       the run config: one YAML file         check       `bicot check`: is everything there?
 resources    CPUs and GPUs of each pool            memory      what each pool needs of its GPU
 rehearsal    the same run with tiny models         provenance  versions, commit and machine of a run
-run_folder   the paths of a run, and its files     errors      what ends a run, as one sentence
-compose      recipes on recipes, and overrides     yaml_text   YAML as recipes are written
+run_folder   the paths of a run, and its files     errors      errors that end a run, one sentence each
+compose      `base` recipes, and overrides         yaml_text   reading and writing YAML
 keys         every key, and the nearest ones       key_docs    docs/config.md and `bicot config`
 schema       the JSON schema for editors
 
-`run_folder.write_atomically` and `append_json` are how every file of a run is written that somebody may be reading.
+Write a run's files with `run_folder.write_atomically` or `append_json`: others may read the files meanwhile.
 """

@@ -1,4 +1,4 @@
-"""`bicot check`: open all paths of a run, estimate its memory, start nothing. `bicot train` checks the same first."""
+"""`bicot check`: open all paths of a run, estimate its memory, start nothing. `bicot train` runs the same checks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Finding:
 
 
 def check(config: RunConfig, memory: bool = True) -> list[Finding]:
-    """Look at everything a run needs. Loads no weights and starts no process.
+    """Check everything that a run needs. Loads no weights and starts no process.
 
-    `memory` false leaves out what each process needs of it where no GPU could be too small.
+    `memory` false skips the memory estimate, if the run uses no GPU.
     """
     findings: list[Finding] = []
 
@@ -61,7 +61,7 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
 def require(config: RunConfig) -> None:
     """
     Raises:
-        RunError: one sentence for each thing that is wrong.
+        RunError: one sentence for each problem.
     """
     wrong = [finding.text for finding in check(config, memory=False) if not finding.ok]
     if wrong:
@@ -131,7 +131,7 @@ def _policy(config: RunConfig) -> str:
 def _memory(config: RunConfig, rewards: Sequence[RewardConfig]) -> list[Finding]:
     """What each pool needs, and those of the rewards; wrong where its GPUs, or its share of one, do not have it."""
     from policy.janus import check_checkpoint
-    from recipe.memory import (  # counts on a model without weights, whose classes take seconds to import
+    from recipe.memory import (  # counts on a model without weights; the model's classes take seconds to import
         ModelSizes,
         needs,
     )

@@ -1,4 +1,4 @@
-"""How a recipe's keys come together: the file, the recipes that it stands on, and the overrides of a command line."""
+"""Composes a recipe's keys from the file, the recipes that it builds on, and the command line's overrides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Location = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Composed:
-    """All keys of a recipe, and who said them."""
+    """All keys of a recipe, and the source of each."""
 
     path: Path
     tree: Tree
@@ -28,12 +28,12 @@ class Composed:
     overrides: tuple[tuple[str, Tree], ...] = ()
 
     def source(self, location: Location) -> str:
-        """The override or the file that has the last word on a key; where none says it, the recipe."""
+        """The override or the file that sets a key last; the recipe if none does."""
         said = [*reversed(self.overrides), *self.files]
         return str(next((who for who, tree in said if _says(tree, self.tree, location)), self.path))
 
     def key(self, location: Location) -> Location:
-        """`location` up to its value: pydantic adds which of several types a value was held against."""
+        """`location` up to its value, without the type that pydantic adds for a union."""
         node: Any = self.tree
         for depth, part in enumerate(location):
             if not isinstance(node, dict | list):
@@ -43,13 +43,13 @@ class Composed:
 
 
 def compose(path: Path, overrides: Sequence[str] = ()) -> Composed:
-    """Read a recipe with all that it stands on, and apply overrides such as `rewards.services.hps.weight=0.5`.
+    """Read a recipe and its bases, and apply overrides such as `rewards.services.hps.weight=0.5`.
 
-    Mappings are merged key by key; a list or a value takes the place of the base's. A mapping in the place of a list
-    of things with names changes that list by name, and null leaves one of them out.
+    Mappings are merged key by key; a list or a value replaces the base's. A mapping instead of a list of named items
+    changes the items by name; null leaves an item out.
 
     Raises:
-        ConfigError: a file cannot be read, recipes stand on one another in a circle, or an override is malformed.
+        ConfigError: a file cannot be read, the `base` keys form a circle, or an override is malformed.
     """
     files = _chain(path)
     tree: Tree = {}
@@ -64,7 +64,7 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> Composed:
 
 
 def _chain(path: Path) -> list[tuple[Path, Tree]]:
-    """A recipe and all that it stands on, the lowest last; none of them has `base` any more."""
+    """A recipe and all its bases, the lowest last, with the key `base` removed."""
     files: list[tuple[Path, Tree]] = []
     while True:
         tree = _read(path, files[-1][0] if files else None)
@@ -77,7 +77,7 @@ def _chain(path: Path) -> list[tuple[Path, Tree]]:
         path = path.parent / base
         if path.resolve() in {file.resolve() for file, _ in files}:
             circle = " > ".join(str(file) for file in [*(file for file, _ in files), path])
-            raise ConfigError(f"{files[-1][0]}: base: recipes stand on one another in a circle: {circle}")
+            raise ConfigError(f"{files[-1][0]}: base: recipes build on one another in a circle: {circle}")
 
 
 def _read(path: Path, above: Path | None) -> Tree:
@@ -95,7 +95,7 @@ def _read(path: Path, above: Path | None) -> Tree:
 
 
 def _merge(base: Any, own: Any, where: str) -> Any:
-    """`own` on `base`; `where` is the file and key of both."""
+    """`own` merged into `base`; `where` is the file and key of both."""
     if isinstance(base, dict) and isinstance(own, dict):
         return {**base, **{key: _merge(base.get(key), value, f"{where}{key}.") for key, value in own.items()}}
     if isinstance(own, dict) and _are_named(base):
@@ -116,7 +116,7 @@ def _names(entries: list[Any]) -> list[str]:
 
 
 def _with_list(tree: Tree) -> Tree:
-    """`tree` with rewards.services as the list that they are, however they were written."""
+    """`tree` with rewards.services as a list, even if it was written as a mapping."""
     rewards = tree.get("rewards")
     if not isinstance(rewards, dict) or not isinstance(rewards.get("services"), dict | list):
         return tree
@@ -124,7 +124,7 @@ def _with_list(tree: Tree) -> Tree:
 
 
 def _listed(entries: Tree | list[Any]) -> list[Any]:
-    """Things with names as a list, also where a mapping by name was written. Those that are null are left out."""
+    """Named items as a list, also from a mapping by name. Items that are null are left out."""
     if isinstance(entries, list):
         return [entry for entry in entries if entry is not None]
     return [
@@ -147,20 +147,20 @@ def _parse(override: str) -> tuple[list[str], Any]:
 
 
 def _set(tree: Tree, key: list[str], value: Any, override: str) -> None:
-    """Put a value into `tree`; sections on the way that are absent or null are made."""
+    """Put a value into `tree`; creates sections on the path that are absent or null."""
     *parents, last = key
     node: Any = tree
     for depth, part in enumerate(parents):
         place = _place(node, part, parents[:depth], override)
         if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}
-        node[place] = copy(node[place])  # an anchor may share it with other sections
+        node[place] = copy(node[place])  # a YAML anchor may share this section with others
         node = node[place]
     node[_place(node, last, parents, override)] = value
 
 
 def _place(node: Any, part: str, parents: list[str], override: str) -> int | str:
-    """Where `part` stands in a mapping, or in a list by index or name."""
+    """The key of `part` in a mapping, or its position in a list, given by index or name."""
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
@@ -179,7 +179,7 @@ def _nested(key: list[str], value: Any) -> Any:
 
 
 def _says(tree: Any, composed: Any, location: Location) -> bool:
-    """Whether a file or an override has the key at `location`; it may name what the composed tree numbers."""
+    """Whether a file or an override has the key at `location`; it may use names instead of indices."""
     for part in location:
         entry = _get(composed, part)
         if isinstance(tree, dict) and isinstance(part, int):

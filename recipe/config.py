@@ -153,7 +153,7 @@ class RunConfig(Settings):
         return self
 
     def _check_broadcast(self) -> None:
-        """Refuse a broadcast of weights between pools that no one backend serves."""
+        """Refuse a broadcast of weights between pools that need different backends."""
         if self.weights.transport != "nccl":
             return
         gpus = {"learner": self.learner.gpus, "image": self.image.gpus}
@@ -189,10 +189,10 @@ _PLAIN = {
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Read a run config and apply overrides such as `learner.optimizer.lr=1e-5`.
 
-    With the key `base` it stands on another file, whose path is relative to its own (see `recipe.compose`). Where
-    `policy.templates.instruction` is a mapping with the key `file`, the text of that file takes its place. So a
-    resolved config holds all that was asked. The slot for the prompt is {prompt} or {} in it. A file
-    that is not there is looked for by its name beside `prompts.train`.
+    The key `base` names a file to build on, relative to this file (see `recipe.compose`). If
+    `policy.templates.instruction` is a mapping with the key `file`, the text of that file replaces it, so a resolved
+    config is complete. The slot for the prompt in that text is {prompt} or {}. If the file does not exist, its name
+    is looked up beside `prompts.train`.
 
     Raises:
         ConfigError: the file cannot be read, an override is malformed, or a key is unknown or out of bounds.
@@ -252,11 +252,11 @@ def _read_instruction(composed: Composed) -> None:
 
 
 def _sentences(error: ValidationError, composed: Composed) -> str:
-    """What is wrong with the first keys that are, each behind the override or file that says it."""
+    """The first problems with keys, each after the override or file that sets the key."""
     told = []
     for item in error.errors()[:5]:
         item["loc"] = composed.key(item["loc"])
-        # What several keys are together is nobody's in particular, and what is missing nobody says.
+        # An error about several keys together, or about a missing key, has no single source.
         nobody = item["type"] in ("value_error", "missing")
         told.append((str(composed.path) if nobody else composed.source(item["loc"]), _sentence(item)))
     by_source = groupby(told, key=lambda one: one[0])

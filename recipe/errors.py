@@ -34,7 +34,7 @@ def log_tail(path: str, lines: int = 15) -> str:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error that a task group's exception group began with; any other error is its own."""
+    """The first error of a task group's exception group; any other error is returned unchanged."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""Every key that a recipe may hold, as the models describe it, and the nearest ones to an unknown key."""
+"""Every key that a recipe may have, as the models describe it, and the keys nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _default(schema: Schema) -> str:
 
 
 def _model(schema: Schema, models: Schema) -> tuple[Schema | None, bool]:
-    """The model that a section's keys stand in, and whether there is a list of such sections."""
+    """The model of a section's keys, and whether the section is a list."""
     for one in schema.get("anyOf", [schema]):
         for part, is_list in ((one, False), (one.get("items", {}), True)):
             if "$ref" in part:
@@ -112,13 +112,13 @@ def _bounds(schema: Schema) -> str:
 
 
 def subtree(path: str, keys: Sequence[Key]) -> list[Key]:
-    """The key at `path` and all below it; none where there is no such key. Any index will do for N."""
+    """The key at `path` and all keys below it; empty if the key is unknown. Any index matches N."""
     path = _numbered(path)
     return [key for key in keys if key.path == path or key.path.startswith(f"{path}.")]
 
 
 def hint(path: str, keys: Sequence[Key]) -> str:
-    """What to write instead of an unknown key."""
+    """A hint: the keys to write instead of an unknown key."""
     near = nearest(path, keys)
     if not near:
         return "; `bicot config` lists all keys"
@@ -126,8 +126,8 @@ def hint(path: str, keys: Sequence[Key]) -> str:
 
 
 def nearest(path: str, keys: Sequence[Key]) -> list[str]:
-    """Up to three known keys, best first: one of the same section that is spelt alike, those of the same name in
-    other sections, those spelt alike anywhere; or else those whose meaning has the same words.
+    """Up to three known keys, best first: a similar key of the same section, keys of the same name in other
+    sections, similar keys anywhere; or else keys whose description has the same words.
     """
     wanted = _numbered(path)
     section, _, name = wanted.rpartition(".")

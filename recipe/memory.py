@@ -1,4 +1,4 @@
-"""How much memory a run's processes need, pool by pool, from configs alone; and whether their GPUs have it."""
+"""Estimates, from configs alone, the memory that the processes of each pool need, and whether their GPUs have it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from recipe.config import RunConfig
 GIB = 2**30
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 CONTEXT = 0.5 * GIB
-"""CUDA's own memory in a process, libraries included."""
+"""Memory of CUDA itself in a process, libraries included."""
 VLLM_WORK = 1.5 * GIB
-"""vLLM's activations and graphs, which it sets aside before it gives the rest to the KV cache."""
+"""vLLM's activations and graphs; vLLM reserves them before it gives the rest to the KV cache."""
 LOGITS = 24 * 2**23
-"""What the learner needs for one chunk of logits."""
+"""The learner's memory for one chunk of logits."""
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
-"""Elements of DeepSpeed's gradient bucket, and of gathered weights that ZeRO 3 lets live at a time."""
+"""Elements of DeepSpeed's gradient bucket, and of the weights that ZeRO 3 keeps gathered at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one process of a pool needs: bytes by part. `gpus` are those of the process, 0 on a CPU."""
+    """The memory of one process of a pool: bytes by part. `gpus` are the process's GPUs, 0 on a CPU."""
 
     pool: str
     processes: int
@@ -37,11 +37,11 @@ class Need:
 
     @property
     def total(self) -> float:
-        """Bytes of all parts, and of CUDA's own where the process has a GPU."""
+        """Bytes of all parts, plus CUDA's own memory if the process has a GPU."""
         return sum(self.parts.values()) + (CONTEXT if self.gpus else 0)
 
     def fits(self, gpu_gb: float | None) -> bool:
-        """Whether its GPUs, or its share of one, hold it; unknown sizes do."""
+        """Whether the memory fits the process's GPUs, or its share of one; unknown GPUs count as large enough."""
         return not self.gpus or gpu_gb is None or self.total <= self.gpus * gpu_gb * GIB
 
     def line(self, gpu_gb: float | None) -> str:
@@ -54,7 +54,7 @@ class Need:
 
 
 def needs(config: RunConfig, sizes: ModelSizes, rewards: Mapping[str, int | None]) -> list[Need]:
-    """What each pool's processes need. `rewards` holds the parameters of each reward's model, None where unknown."""
+    """The needs of each pool's processes. `rewards` has the parameters of each reward's model, None if unknown."""
     pools = [_semantic(config, sizes)] if config.semantic.enabled else []
     pools += [_image(config, sizes), _learner(config, sizes)]
     for service in config.rewards.services:
@@ -95,7 +95,7 @@ class ModelSizes:
 
 
 def _semantic(config: RunConfig, sizes: ModelSizes) -> Need:
-    """vLLM takes what it is told to take; what the weights leave of it is KV cache."""
+    """vLLM takes its configured share; the part that the weights leave free is KV cache."""
     pool, weights = config.semantic, sizes.language * sizes.width
     length = pool.max_prompt_tokens + pool.max_tokens
     cache = pool.kv_cache_gb * GIB
@@ -126,10 +126,10 @@ def _image(config: RunConfig, sizes: ModelSizes) -> Need:
 
 
 def _learner(config: RunConfig, sizes: ModelSizes) -> Need:
-    """What DeepSpeed holds, as summed up over the storages of tiny models.
+    """DeepSpeed's memory; the formula was checked against the storages of tiny models.
 
-    In mixed precision gradients are summed in float32, weights and Adam's two moments are float32 too; each stage of
-    ZeRO shares more of it between the ranks. Stage 3 keeps the heads whole, and some layers while they compute.
+    In mixed precision, summed gradients, master weights and Adam's two moments are float32. Each higher stage of ZeRO
+    partitions more of them over the ranks. Stage 3 keeps the heads whole, and some layers while they compute.
     """
     learner, width, text = config.learner, sizes.width, sizes.janus.text_config
     trained = _adapter(learner.lora, sizes.janus) if learner.lora else sizes.trained
@@ -140,7 +140,7 @@ def _learner(config: RunConfig, sizes: ModelSizes) -> Need:
     if stage == 3:
         heads = text.hidden_size * (text.vocab_size + sizes.janus.vq_config.num_embeddings)
         model = total * width / ranks + heads * width
-    has_copy = learner.objective.beta and not learner.lora  # an adapter switched off is the reference
+    has_copy = learner.objective.beta and not learner.lora  # the reference is the model with its adapter switched off
     copied = model if stage == 3 else sizes.trained * width
     backward = trained * width if stage < 2 else min(trained, _BUCKET) * width
     parts = {
@@ -163,10 +163,10 @@ def _adapter(lora: LoraConfig, janus: JanusConfig) -> int:
 
 
 def _activations(config: RunConfig, sizes: ModelSizes) -> float:
-    """What one micro-batch keeps for its backward pass, and a chunk of logits.
+    """The activations that one micro-batch keeps for its backward pass, and a chunk of logits.
 
-    Bytes a token in bfloat16, twice that in float32, and float32 copies in bfloat16's norms: fitted to the tensors of
-    tiny models.
+    The constants are bytes per token in bfloat16; float32 takes twice that, and norms in bfloat16 keep float32
+    copies. They are fitted to the tensors of tiny models.
     """
     text, learner = sizes.janus.text_config, config.learner
     hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers

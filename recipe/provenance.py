@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, this machine, and the nodes of its Ray cluster."""
+"""The environment of a run: versions, commit, this machine, and the nodes of its Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DEADLINE_S = 10.0
 
 
 def write_environment(folder: RunFolder, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Write `environment.json` into a run's folder; the start that a run last resumed from counts."""
+    """Write `environment.json` into a run's folder; a resumed run overwrites it."""
     write_atomically(folder.environment, json.dumps(environment_facts(nodes), ensure_ascii=False, indent=1))
 
 
 def environment_facts(nodes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Facts as JSON values; what cannot be found out is left out. `nodes` are the live ones, as `ray.nodes` has them.
+    """Facts as JSON values; unknown ones are left out. `nodes` are the live nodes, as `ray.nodes` lists them.
 
     Memory is in GiB, `started` in UTC. Names of hosts and users are left out, since reports travel.
     """
@@ -55,7 +55,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit(project: Path) -> str | None:
-    """The project's commit, "-dirty" behind it if files were changed; None where it is no work tree of its own."""
+    """The project's commit, with "-dirty" after it if files were changed; None outside a work tree of its own."""
     if not (project / ".git").exists():
         return None
     return _output("git", "-C", str(project), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
@@ -76,7 +76,7 @@ def _gpus() -> list[str]:
 
 
 def _nodes(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What each kind of node gives the cluster, and how many there are of it."""
+    """The resources of each kind of node, and the number of such nodes."""
     kinds: Counter[tuple[tuple[str, Any], ...]] = Counter()
     for node in nodes:
         has = node["Resources"]
@@ -90,7 +90,7 @@ def _nodes(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None if it is not there, fails or takes too long."""
+    """The output of a command; None if the command is missing, fails or takes too long."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A run's config as it may be passed on, to a report's readers or to a tracker: without passwords and keys."""
+"""A run's config without passwords and keys, for a report's readers or a tracker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def public_config(text: str) -> dict[str, Any]:
 
 
 def without_secrets(tree: Any) -> Any:
-    """The tree with *** for passwords in URLs, and for the values of keys that sound secret."""
+    """The tree with *** in place of passwords in URLs, and of the values of keys with secret-sounding names."""
     if isinstance(tree, dict):
         return {
             key: _HIDDEN if value and _SECRET.fullmatch(str(key)) else without_secrets(value)
@@ -38,7 +38,7 @@ def without_secrets(tree: Any) -> Any:
 
 
 def as_yaml(tree: dict[str, Any]) -> str:
-    """The tree as a config is written."""
+    """The tree as YAML, formatted like a config."""
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -50,7 +50,7 @@ def named(value: Any) -> Any:
 
 
 def flat_keys(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key, such as `rewards.services.detector.weight`; items of a list go by their names."""
+    """Values by dotted key, such as `rewards.services.detector.weight`; items of a list are named by their names."""
     tree = named(tree)
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}

@@ -1,7 +1,7 @@
-"""`bicot rehearse`: a run config on this machine's CPU, with tiny random models in the place of its checkpoints.
+"""`bicot rehearse`: a run config on this machine's CPU, with tiny random models instead of its checkpoints.
 
-Everything else is as it will be: checkpoint layouts, templates, data, every reward and its service, guidance,
-objective, ZeRO stage, LoRA. What breaks here would have broken on the cluster, after its models had loaded.
+Everything else is the real run's: checkpoint layouts, templates, data, every reward and its service, guidance,
+objective, ZeRO stage, LoRA. So many faults show here, before models are loaded on the cluster.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ _TINY_REWARDS = {
 def rehearsal(config: RunConfig, folder: Path, rows: int, layout: str) -> RunConfig:
     """Write tiny checkpoints and a prompt file of `rows` rows into `folder`; the config of a few steps with them.
 
-    `layout` is that of the Janus checkpoint, "hf" or "original". Rewards that are not the project's own stay as they
-    are.
+    `layout` is the layout of the Janus checkpoint, "hf" or "original". The user's own rewards stay unchanged.
 
     Raises:
         RunError: the prompt file cannot be used.

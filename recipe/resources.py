@@ -1,4 +1,4 @@
-"""What a run reserves, pool by pool, as Ray counts it, and whether a cluster has it. Needs no Ray."""
+"""The resources of each pool of a run, as Ray counts them, and whether a cluster has them. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Resources:
         return ", ".join([f"{self.cpus:g} CPUs and {self.gpus:g} GPUs", *custom])
 
     def kinds(self) -> dict[str, float]:
-        """Amount by name, as an error would call it."""
+        """Amount by the name that errors use."""
         return {"CPUs": self.cpus, "GPUs": self.gpus, **self.custom}
 
 
 def needed(config: RunConfig) -> dict[str, Resources]:
-    """What each pool of a run reserves, all its replicas together."""
+    """The resources that each pool of a run reserves, over all its replicas."""
     pools: dict[str, ImageConfig | SemanticConfig] = {"image": config.image}
     if config.semantic.enabled:
         pools["semantic"] = config.semantic
@@ -89,7 +89,7 @@ def _key(pool: str, kind: str) -> str:
 
 
 def local_resources(config: RunConfig) -> Resources | None:
-    """What a local cluster of this run would have; None when the run joins one that runs already."""
+    """The resources of this run's local cluster; None if the run joins a running cluster."""
     if cluster_address(config) is not None:
         return None
     gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])  # noqa: PTH208
@@ -97,5 +97,5 @@ def local_resources(config: RunConfig) -> Resources | None:
 
 
 def cluster_address(config: RunConfig) -> str | None:
-    """The cluster that a run joins; None for a run that starts its own. `ray job submit` sets RAY_ADDRESS."""
+    """The address of the cluster that a run joins; None if it starts its own. `ray job submit` sets RAY_ADDRESS."""
     return config.ray.address or os.environ.get("RAY_ADDRESS")

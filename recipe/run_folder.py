@@ -1,4 +1,4 @@
-"""One folder a run: resolved config, log a process, metrics, checkpoints, samples, report."""
+"""The folder of a run: resolved config, one log per process, metrics, checkpoints, samples, report."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class RunFolder:
         """Make the folder and write the resolved config.
 
         Raises:
-            RunError: it already holds a run and neither `resume` nor `fresh` was asked for, or holds none to resume,
-                or one of another config.
+            RunError: the folder already holds a run and neither `resume` nor `fresh` was given, or it holds no run to
+        resume, or a run with another config.
         """
         if resume and not self.config.is_file():
             raise RunError(f"{self.path} holds no run to resume; leave --resume out to start one")
@@ -55,18 +55,18 @@ class RunFolder:
             self._move_aside()
         for folder in (self.path, self.logs, self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        # What a resumed run may change holds from now on.
+        # The keys that a resumed run may change apply from now on.
         self.config.write_text(dump_config(config), encoding="utf-8")
 
     def rewind(self, step: int) -> None:
-        """Drop the rows of steps after `step`, which a resumed run takes again."""
+        """Drop the rows of steps after `step`; a resumed run takes these steps again."""
         for path in (self.metrics, self.held_out):
             rows = [row for row in read_json_lines(path) if row["step"] <= step]
             if path.is_file():
                 write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def _check_same_run(self, config: RunConfig) -> None:
-        """A resumed run may be longer and live elsewhere, but must be the same otherwise."""
+        """A resumed run may be longer or use another cluster, but must otherwise have the same config."""
         changed = differing_keys(load_config(self.config), config)
         wrong = [key for key in changed if not {key, key.split(".")[0]} & _MAY_CHANGE]
         if wrong:
@@ -92,7 +92,7 @@ def append_json(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file; none if it is absent. A last line that a kill cut short is left out."""
+    """Rows of a JSON Lines file; empty if it is absent. An incomplete last line (after a kill) is left out."""
     if not path.is_file():
         return []
     rows = []
@@ -105,7 +105,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step, so that no reader meets half of it."""
+    """Replace a file in one step, so that no reader sees half of it."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)  # noqa: PTH105

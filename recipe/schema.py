@@ -1,4 +1,4 @@
-"""The JSON schema of a recipe, for editors: the run config's own, and what a file may say besides."""
+"""The JSON schema of a recipe, for editors: the run config's schema, plus the forms that only a file may use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from recipe.keys import BASE, Schema
 def recipe_schema() -> Schema:
     """The schema of a recipe file. It knows `base`, an instruction in a file, and reward services by name.
 
-    What a recipe leaves out may stand in its base, so sections require nothing; a recipe without a base requires its
-    top-level keys. What several keys are together only `bicot check` knows.
+    A recipe's base may have the keys that the recipe leaves out, so sections require nothing; a recipe without a base
+    requires its top-level keys. Only `bicot check` validates combinations of keys.
     """
     schema = RunConfig.model_json_schema()
     models = schema["$defs"]
@@ -35,7 +35,7 @@ def recipe_schema() -> Schema:
 
 
 def _or(schema: Schema, other: Schema) -> None:
-    """Let a key also hold `other`; its description and default stay where editors look for them."""
+    """Let a key also accept `other`; its description and default stay where editors look for them."""
     told = ("title", "description", "default")
     own = {name: schema.pop(name) for name in list(schema) if name not in told}
     schema["anyOf"] = [own, other]

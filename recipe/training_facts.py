@@ -1,4 +1,4 @@
-"""What a run trains on, for its report: how many prompts of which family, and what each reward looks at."""
+"""Facts about a run's training for its report: the number of prompts per family, and what each reward judges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewards.base import Reward, check_reward
 
 
 def write_training_facts(folder: RunFolder, config: RunConfig) -> None:
-    """Write `training.json`: prompts by family for "train", "dev" and "test", and a sentence or two a reward.
+    """Write `training.json`: prompts by family for "train", "dev" and "test", and a sentence or two per reward.
 
     Raises:
         PromptFileError: a prompt file cannot be used.
@@ -37,9 +37,9 @@ def write_training_facts(folder: RunFolder, config: RunConfig) -> None:
 
 
 def meaning(reward: type[Reward]) -> str:
-    """What a reward looks at: the first paragraph of its class's docstring, or "" where it has none of its own.
+    """What a reward judges: the first paragraph of its class's docstring, or "" if the class has no docstring.
 
-    Where that paragraph ends in a colon, the next one belongs to it.
+    If that paragraph ends in a colon, the next paragraph belongs to it.
     """
     docs = (one.__doc__ for one in reward.__mro__ if issubclass(one, Reward) and one is not Reward)
     first, *more = cleandoc(next(filter(None, docs), "")).split("\n\n")

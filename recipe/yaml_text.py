@@ -1,4 +1,4 @@
-"""YAML as recipes are written: a key stands once, and 1e-5 is a number."""
+"""The YAML of recipes: a key may stand only once in a section, and 1e-5 is a number."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 
 _FLOAT = "tag:yaml.org,2002:float"
-# YAML 1.1 wants a point and a sign of the exponent in a number; people, and YAML 1.2, do not.
+# YAML 1.1 requires a point and a signed exponent in such a number; people, and YAML 1.2, do not.
 _NUMBER = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, and leaves dates as the text that they are."""
+    """Refuses a key that stands twice in one mapping, and reads dates as text."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `_Loader` would read otherwise: as a number, or as a line's end."""
+    """Quotes text that `_Loader` would otherwise read as a number or as a line's end."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
         style = '"' if re.search("[\x85\u2028\u2029]", text) else None
@@ -45,7 +45,7 @@ _Dumper.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
 
 
 def load(text: str) -> Any:
-    """The value that `text` says.
+    """The value of the YAML in `text`.
 
     Raises:
         yaml.YAMLError: it is no YAML, or a key stands twice in one mapping; the message names line and key.

@@ -1,8 +1,8 @@
-"""What run folders tell afterwards: one HTML file that opens offline. Needs no Ray, and no run that is alive.
+"""The HTML report of run folders: one file that opens offline. Needs neither Ray nor a live run.
 
-page     the file itself, of one run or several      runs     what folders hold, in groups that differ by seed
+page     the file itself, of one run or several      runs     the folders' contents, grouped by config
 tables   runs, held-out scores, seconds              curves   the charts of a report
 samples  the same prompts at every scoring           chart    one line chart, as inline SVG
 
-`templates/` holds the HTML. Gotcha: a folder may belong to a run that is under way, or was cut short.
+`templates/` holds the HTML. Gotcha: a folder may belong to a run that is still going, or was cut short.
 """

@@ -22,7 +22,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One entry of the legend: `thick` is drawn over `thin`, the lines that it sums up."""
+    """One entry of the legend: `thick` is drawn over the lines `thin`, which it summarises."""
 
     name: str
     thick: Points
@@ -31,9 +31,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A titled chart; a line's colour and dashes go by its place in `lines`. `dots` marks every point.
+    """A titled chart; the position in `lines` gives a line's colour and dashes. `dots` marks every point.
 
-    `x_name` stands before the numbers of the x axis.
+    `x_name` is written before the numbers of the x axis.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Chart:
         return [(line.name, f"{line.thick[-1][1]:.3g}" if line.thick else "") for line in self.lines]
 
     def cut_off(self) -> str:
-        """What lies outside the frame, in words; "" where nothing does."""
+        """The points outside the frame, in words; "" if there are none."""
         cut = self._cut()
         if not cut:
             return ""
@@ -94,7 +94,7 @@ class Chart:
         return _ticks(*_range(self._framed()))
 
     def _framed(self) -> list[float]:
-        """Values that the frame has to hold: all of the thick lines', and nearly all of the thin ones'."""
+        """Values that must lie in the frame: all of the thick lines, nearly all of the thin ones."""
         values = [y for line in self.lines for _, y in line.thick if isfinite(y)]
         thin = sorted(y for line in self.lines for points in line.thin for _, y in points if isfinite(y))
         cut = int(len(thin) * _OUTLIERS)
@@ -171,7 +171,7 @@ def style(number: int) -> tuple[str, str]:
 
 
 def smooth(points: Points, span: float) -> list[tuple[float, float]]:
-    """Each point's mean with those at most `span` / 2 from it in x."""
+    """The mean of each point and its neighbours at most `span` / 2 away in x."""
     points = [point for point in points if isfinite(point[1])]
     sums = [0.0]
     for _, y in points:
@@ -188,7 +188,7 @@ def smooth(points: Points, span: float) -> list[tuple[float, float]]:
 
 
 def _thinned(points: Points) -> list[tuple[float, float]]:
-    """The finite points; of a long line, the lowest and the highest of each stretch, so that its envelope stays."""
+    """The finite points; a long line keeps the lowest and the highest of each stretch, so its envelope stays."""
     finite = [point for point in points if isfinite(point[1])]
     if len(finite) <= _POINTS:
         return finite

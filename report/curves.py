@@ -1,6 +1,6 @@
-"""The charts of a report; thin lines are runs, thick ones the mean of a group's runs.
+"""The charts of a report; thin lines are runs, thick lines the mean of a group's runs.
 
-One group: a chart a topic, a colour a metric. Several groups: a chart a metric, a colour a group.
+With one group: one chart per topic, one colour per metric. With several: one chart per metric, one colour per group.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WINDOW_SHARE, _UNSMOOTHED = 0.06, 15
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """Charts that belong together; `main` ones are shown at once."""
+    """Charts that belong together; `main` topics are open from the start."""
 
     title: str
     note: str
@@ -79,7 +79,7 @@ def step_topics(groups: Sequence[RunGroup]) -> list[Topic]:
 
 
 def task_topics(groups: Sequence[RunGroup]) -> list[Topic]:
-    """Each reward by the task type of its prompts; none for runs that did not record it."""
+    """Each reward by the task type of its prompts; empty for runs that did not record it."""
     names = sorted({name for group in groups for run in group.runs for row in run.rows for name in row
                     if name.startswith(TASK_PREFIX)})  # fmt: skip
     rewards = list(dict.fromkeys(name.split("/")[1] for name in names))
@@ -140,7 +140,7 @@ def _line(group: RunGroup, runs: Sequence[Points], span: float) -> Line:
 
 
 def _mean(runs: Sequence[Points]) -> Points:
-    """Mean over the runs that have a value, as far as all of them go."""
+    """Mean over the runs that have a value, up to the last step that all of them have."""
     with_values = [run for run in runs if run]
     if len(with_values) < 2:
         return with_values[0] if with_values else []
@@ -153,7 +153,7 @@ def _mean(runs: Sequence[Points]) -> Points:
 def _arranged(
     groups: Sequence[RunGroup], title: str, note: str, lines: dict[str, list[Line]], dots: bool = False
 ) -> list[Chart]:
-    """`lines` by metric, one a group."""
+    """`lines` by metric, one per group."""
     lines = {name: of_groups for name, of_groups in lines.items() if any(line.thick for line in of_groups)}
     if not lines:
         return []

@@ -23,7 +23,7 @@ _LONG = 120
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Write `report.html` from what the run folder holds, finished or not.
+    """Write `report.html` from the contents of the run folder, finished or not.
 
     Raises:
         RunError: the folder holds no run.
@@ -49,7 +49,7 @@ def write_comparison(folders: Sequence[RunFolder], out: Path | None = None) -> P
 
 
 def report_html(runs: Sequence[ReportRun]) -> str:
-    """The page: runs whose configs differ in the seed only are one group, groups stand side by side."""
+    """The page: runs whose configs differ only in the seed form one group; groups are shown side by side."""
     groups = group_runs(runs)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
@@ -85,7 +85,7 @@ def report_html(runs: Sequence[ReportRun]) -> str:
 
 
 def _spread(value: Spread | None, form: str = "%.3f") -> Markup:
-    """A mean; the range under it, where there are different values."""
+    """A mean, with the range under it if the values differ."""
     if value is None:
         return Markup("–")
     low, high = form % value.low, form % value.high
@@ -93,7 +93,7 @@ def _spread(value: Spread | None, form: str = "%.3f") -> Markup:
 
 
 def _breakable(name: str) -> Markup:
-    """A long name that may go over several lines of a table's cell."""
+    """A long name that can break over several lines of a table's cell."""
     return Markup(escape(name).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")))
 
 

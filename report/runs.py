@@ -1,4 +1,4 @@
-"""What a report is made of: runs as their folders hold them, those that differ only in seed in one group."""
+"""The data of a report: runs read from their folders; runs that differ only in the seed form one group."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ReportRun:
 
     @property
     def finished(self) -> bool:
-        """A run that was resumed to go on for longer is not finished by its earlier summary."""
+        """Whether the run is finished. After a resume with more steps, an earlier summary does not count."""
         return self.summary is not None and self.step >= int(self.config.get("steps", 0))
 
     @property
@@ -72,7 +72,7 @@ class ReportRun:
 
     @property
     def seconds_in_all(self) -> float | None:
-        """Seconds from start to end, with scoring and checkpoints; None of a run unfinished, or resumed meanwhile."""
+        """Seconds from start to end, with scoring and checkpoints; None for an unfinished or resumed run."""
         if not self.summary or not self.finished or self.summary.get("resumed_at"):
             return None
         return float(self.summary["seconds"])
@@ -95,7 +95,7 @@ class RunGroup:
 
     @property
     def label(self) -> str:
-        """The first run's name, and how many runs there are if it is not alone."""
+        """The first run's name, and the number of runs if there are several."""
         return self.runs[0].name + (f" ({len(self.runs)} runs)" if len(self.runs) > 1 else "")
 
 
@@ -127,9 +127,9 @@ def group_runs(runs: Sequence[ReportRun]) -> list[RunGroup]:
 
 
 def differences(groups: Sequence[RunGroup]) -> list[tuple[str, list[Any]]]:
-    """Dotted config keys in which groups differ, with each group's value; None where it has no such key.
+    """Dotted config keys in which groups differ, with each group's value; None if a group lacks the key.
 
-    An item of a list goes by its name where it has one, and a mapping that another group lacks stands for its keys.
+    A list item with a name is keyed by that name. A mapping that another group lacks is listed key by key.
     """
     return _differences([_method(group.runs[0]) for group in groups], "")
 
@@ -174,7 +174,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many parents before them as it takes to tell them apart."""
+    """The folders' names, with as many parents as needed to distinguish them."""
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(names):

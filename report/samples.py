@@ -17,11 +17,11 @@ from PIL import Image
 from report.runs import ReportRun
 
 SCORINGS = 6
-"""Scorings shown of a prompt: the first, the last, and some between them."""
+"""Number of scorings shown for a prompt: the first, the last, and some between them."""
 PICTURES = {"dev": 110, "test": 60}
-"""Pictures shown of a split, over all runs: they are most of the page's bytes."""
+"""Most pictures shown for a split, over all runs: pictures are most of the page's bytes."""
 _LONG_COT = 16
-"""Words up to which a CoT stands under its picture."""
+"""Most words of a CoT that is shown under its picture."""
 _SIDE = 144
 """Longest side of a picture on the page, pixels; smaller ones stay as they are."""
 
@@ -40,7 +40,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A prompt in one run, in order of steps. `change` is the last CoT against the first: "same", "old", "new"."""
+    """A prompt in one run, in order of steps. `change` compares the last CoT with the first: "same", "old", "new"."""
 
     run: str
     frames: list[Frame]
@@ -72,7 +72,7 @@ class FixedPrompt:
 
     @property
     def long(self) -> bool:
-        """Whether a CoT is too long to stand under its picture."""
+        """Whether a CoT is too long to be shown under its picture."""
         return any(len(frame.cot.split()) > _LONG_COT for strip in self.strips for frame in strip.frames)
 
 
@@ -88,7 +88,7 @@ class Lengths:
 
 
 def fixed_prompts(runs: Sequence[ReportRun], split: str) -> list[FixedPrompt]:
-    """Prompts of a split in the order in which the runs kept them, as many as the page has room for."""
+    """Prompts of a split in the order in which the runs kept them, as many as fit on the page."""
     kept = {run.name: _scorings(run, split) for run in runs}
     families = {
         sample["prompt"]: sample["family"]
@@ -104,7 +104,7 @@ def fixed_prompts(runs: Sequence[ReportRun], split: str) -> list[FixedPrompt]:
 
 
 def compared_cots(prompts: Sequence[FixedPrompt]) -> list[FixedPrompt]:
-    """Prompts with the runs that wrote a CoT for them at two scorings or more; those that changed most runs first."""
+    """Prompts with the runs that have CoTs of two scorings or more; prompts that changed in most runs first."""
     written = [
         FixedPrompt(one.prompt, one.family, [strip for strip in one.strips
                     if len(strip.frames) > 1 and (strip.frames[0].cot or strip.frames[-1].cot)])
@@ -114,7 +114,7 @@ def compared_cots(prompts: Sequence[FixedPrompt]) -> list[FixedPrompt]:
 
 
 def mean_lengths(prompts: Sequence[FixedPrompt], runs: Sequence[ReportRun]) -> list[Lengths]:
-    """How long the CoTs of these prompts are in each run."""
+    """The mean lengths of these prompts' CoTs in each run."""
     table = []
     for run in runs:
         strips = [strip for one in prompts for strip in one.strips if strip.run == run.name]
@@ -164,7 +164,7 @@ def _strip(run: ReportRun, scorings: Sequence[dict[str, Any]], prompt: str) -> S
 
 
 def _picture(path: Path) -> tuple[str | None, bool]:
-    """A picture as a data URI, and whether it is so small that it was left as it is; None if there is none."""
+    """A picture as a data URI, and whether it was small enough to stay unchanged; None without a picture."""
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as picture:

@@ -1,4 +1,4 @@
-"""What runs trained, in a sentence, and what each of their scores means."""
+"""One sentence about the training of runs, and the meaning of each of their scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from report.runs import ReportRun, RunGroup
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A reward: what it looks at, its weight in training, and the pictures behind one number of it."""
+    """A reward: what it judges, its weight in training, and the number of pictures behind one figure."""
 
     name: str
     meaning: str
@@ -22,7 +22,7 @@ class Score:
 
 
 def sentence(group: RunGroup) -> str:
-    """The checkpoint, the prompts, the rewards, the size of a step and how long, of a group's runs."""
+    """One sentence about a group's runs: checkpoint, prompts, rewards, size of a step, number of steps."""
     run = group.runs[0]
     keys = flat_keys(run.config)
     rewards = [f"{name} ({service.get('weight', 1.0):g})" for name, service in _services(run).items()
@@ -45,7 +45,7 @@ def sentence(group: RunGroup) -> str:
 
 
 def scores(groups: Sequence[RunGroup]) -> list[Score]:
-    """Every reward of the groups; where groups differ, with each one's value in turn."""
+    """Every reward of the groups; if groups differ, with the value of each group."""
     runs = [group.runs[0] for group in groups]
     found = []
     for name in dict.fromkeys(name for run in runs for name in _services(run)):
@@ -58,7 +58,7 @@ def scores(groups: Sequence[RunGroup]) -> list[Score]:
 
 
 def held_out_pictures(run: ReportRun, split: str) -> dict[str, int]:
-    """Pictures of one scoring by family, "all" among them; as drawn where the run did not record those scored."""
+    """Pictures of one scoring by family, "all" included: scored ones if the run recorded that, else drawn ones."""
     recorded = [row["pictures"] for row in run.scorings(split) if "pictures" in row]
     if recorded:
         return dict(recorded[-1])

@@ -18,7 +18,7 @@ _LAST_STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScore:
-    """Held-out scores of one family in one group: first and last scoring; None where there was only one."""
+    """Held-out scores of one family in one group: first and last scoring; None if there was only one."""
 
     before: Spread | None
     after: Spread | None
@@ -27,9 +27,9 @@ class HeldOutScore:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutTable:
-    """`steps` says of each group at which steps its runs were scored; `rows` have a score a group.
+    """`steps` says for each group at which steps its runs were scored; `rows` have one score per group.
 
-    `pictures` counts of each group, by family, what one scoring of its first run has, where that is known.
+    `pictures` has for each group the pictures by family of one scoring of its first run, if known.
     """
 
     split: str
@@ -40,7 +40,7 @@ class HeldOutTable:
 
     @property
     def all(self) -> list[HeldOutScore]:
-        """The mean over all pictures, a score a group."""
+        """The mean over all pictures, one score per group."""
         return self.rows[-1][1]
 
 
@@ -72,7 +72,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time of a group's steps went. `stages` are rollouts', which overlap with each other and the step."""
+    """The time of a group's steps. `stages` are those of rollouts; they overlap with each other and the step."""
 
     label: str
     step_seconds: float
@@ -82,7 +82,7 @@ class Timing:
 
 
 def held_out_table(groups: Sequence[RunGroup]) -> HeldOutTable | None:
-    """Scores of the split that shows most: test if it was scored twice in every run, else dev, else any scored."""
+    """Scores of the most informative split: test if scored twice in every run, else dev, else any scored one."""
     runs = [run for group in groups for run in group.runs]
     splits = [
         split for wanted, of in ((2, all), (2, any), (1, any)) for split in ("test", "dev")
@@ -119,7 +119,7 @@ def _steps(group: RunGroup, split: str) -> str:
 
 
 def run_rows(groups: Sequence[RunGroup], split: str | None) -> list[RunRow]:
-    """A row a run and, behind the runs of a group with several, one of their mean."""
+    """One row per run, and a row with the mean after the runs of a group of several."""
     rows = []
     for number, group in enumerate(groups):
         rows += [_run_row(number, RunGroup((run,)), split) for run in group.runs]
@@ -160,7 +160,7 @@ def timing(group: RunGroup) -> Timing | None:
     """None if no step was taken.
 
     A step waits for its groups, trains on them and publishes the weights; all other `seconds/...` are phases of
-    training. `outside` are the mean seconds of finished runs that no step accounts for: start, scoring, checkpoints.
+    training. `outside` are the mean seconds of finished runs outside all steps: start, scoring, checkpoints.
     """
     rows = [row for run in group.runs for row in run.rows]
     step = _mean(rows, "seconds/step")
@@ -187,7 +187,7 @@ def timing(group: RunGroup) -> Timing | None:
 
 
 def environment_table(runs: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:
-    """Facts of each run's environment, one where all runs have the same; "" where a run does not tell."""
+    """Facts of each run's environment, one value if all runs agree; "" if a run lacks the fact."""
     facts = [_environment(run.environment or {}) for run in runs]
     table = {
         name: [one.get(name, "") for one in facts] for name in dict.fromkeys(name for one in facts for name in one)

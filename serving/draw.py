@@ -1,4 +1,4 @@
-"""`bicot generate`: draw pictures with a policy, in this process, by the same actors that a run has in its pools."""
+"""`bicot generate`: draw pictures with a policy, in this process, with the same actors that a run's pools use."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from transport.errors import TransportError
 logger = logging.getLogger(__name__)
 
 LOG = "generate.log"
-"""Beside the pictures: what the engines and their libraries say."""
+"""The log beside the pictures, with the output of the engines and their libraries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One picture: where it lies, and the semantic-level CoT it was drawn by."""
+    """One picture: its path, and the semantic-level CoT behind it."""
 
     path: Path
     cot: str
