@@ -4,7 +4,7 @@
     for name, tensor in checkpoint.tensors(["model.language_model.", "lm_head."]): ...
 
 The layouts are transformers' own (`hf`: model_type janus) and DeepSeek's (`original`: multi_modality; also the one
-of T2I-R1's checkpoint). What the original holds beyond the Hugging Face layout is in `Checkpoint.dropped`.
+of T2I-R1's checkpoint). `Checkpoint.dropped` lists the tensors that only the original layout has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers  # its model classes are imported when they are first named, which takes seconds
+import transformers  # its model classes are imported on first use, which takes seconds
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
@@ -54,9 +54,10 @@ class Checkpoint:
         return found
 
     def tensors(self, prefixes: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor whose name starts with one of `prefixes` (all by default), read when it is its turn.
+        """Every tensor whose name starts with one of `prefixes` (all by default), read one at a time.
 
-        Tensors are maps of the files, in the stored number format, on the CPU: copy them, and do not write to them.
+        Tensors are memory maps of the files, in the stored number format, on the CPU: copy them, do not write to
+        them.
         """
         for stored in self.files.tensors:
             for name, place in self._places(stored):
@@ -69,7 +70,7 @@ class Checkpoint:
         return from_original(place, self.files.read(place.name))
 
     def stored_name(self, name: str) -> str:
-        """What the files call the tensor of that Hugging Face name."""
+        """The name in the files of the tensor with that Hugging Face name."""
         return place_of(name).name if self.layout == "original" else name
 
     @property
@@ -78,7 +79,7 @@ class Checkpoint:
         return [name for name in self.files.tensors if is_dropped(name)]
 
     def _places(self, stored: str) -> list[tuple[str, Place]]:
-        """The Hugging Face tensors that a stored one holds, and where in it."""
+        """The Hugging Face tensors in each stored tensor, and their places in it."""
         if is_dropped(stored):
             return []
         if self.layout == "hf":
@@ -90,8 +91,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a Janus checkpoint in either layout: reads its config and the list of its tensors, no weights.
 
     Raises:
-        CheckpointError: the folder is no Janus checkpoint, files are missing, cut short or damaged, or its tensors
-            are not those of its config; the message lists the first of each kind.
+        CheckpointError: the folder is no Janus checkpoint, files are missing, cut short or damaged, or the tensors
+    do not match the config; the message lists the first of each kind.
     """
     folder = Path(folder)
     layout, raw = read_config(folder)
@@ -126,8 +127,8 @@ def read_config(folder: Path) -> tuple[Layout, dict[str, Any]]:
 def load_tokenizer(folder: str | Path) -> transformers.PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, exactly as its tokenizer.json says.
 
-    Not AutoTokenizer: for the original layout that takes the class in tokenizer_config.json at its word, and
-    transformers' Llama tokenizer splits text in another way than Janus's byte-level one.
+    Do not use AutoTokenizer: for the original layout it trusts the class in tokenizer_config.json, and transformers'
+    Llama tokenizer splits text differently from Janus's byte-level one.
 
     Raises:
         CheckpointError: it is missing or cannot be read.
@@ -163,7 +164,7 @@ def _special_ids(folder: Path) -> dict[str, int | None]:
 
 
 def _check_names(folder: Path, layout: Layout, files: WeightFiles) -> None:
-    """The config's word against the tensors' names: they must be of one layout."""
+    """Check that the config and the tensors' names have the same layout."""
     hf = any(name.startswith("model.") for name in files.tensors)
     original = any(name.startswith("language_model.") for name in files.tensors)
     if (hf, original) != (layout == "hf", layout == "original"):
@@ -175,7 +176,7 @@ def _check_names(folder: Path, layout: Layout, files: WeightFiles) -> None:
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
-    """Every tensor the model needs, of its shape, and no other."""
+    """Check that the files have exactly the model's tensors, in its shapes."""
     expected, found = expected_shapes(checkpoint.config), checkpoint.shapes()
     unknown = [name for name in checkpoint.files.tensors if not checkpoint._places(name) and not is_dropped(name)]
     unknown += _stored(checkpoint, [name for name in found if name not in expected])
@@ -197,12 +198,12 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
 
 
 def _stored(checkpoint: Checkpoint, names: list[str]) -> list[str]:
-    """Stored names, each once: three tensors of the Hugging Face layout may be one in the files."""
+    """Stored names, each once: one tensor in the files may be three of the Hugging Face layout."""
     return list(dict.fromkeys(checkpoint.stored_name(name) for name in names))
 
 
 def expected_shapes(config: transformers.JanusConfig) -> dict[str, tuple[int, ...]]:
-    """The state dict's names and shapes of a Janus of that config; imports the model's classes, a second."""
+    """Names and shapes of the state dict of a Janus with that config; imports the model's classes, which takes 1 s."""
     with torch.device("meta"):
         model = transformers.JanusForConditionalGeneration(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

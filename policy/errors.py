@@ -1,4 +1,4 @@
-"""What can be wrong with a policy's files."""
+"""Errors of a policy's files."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ from policy.side_files import copy_side_files, hf_side_files, original_side_file
 from policy.weight_files import SHARD_BYTES, TensorInfo, write_weights
 
 DROPPED = "vision_model.vision_tower.attn_pool.*, gen_vision_model.quantize.codebook_used"
-"""What the original layout holds and the Hugging Face layout does not; neither text nor pictures depend on it."""
+"""Tensors that only the original layout has; neither text nor pictures depend on them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote: the number of tensors, its bytes, and what it had to leave out ("" for nothing)."""
+    """The result of an export: number of tensors, bytes, and the tensors that it left out ("" for none)."""
 
     tensors: int
     bytes: int
@@ -46,8 +46,8 @@ def export_checkpoint(
 ) -> Exported:
     """Write a checkpoint in the layout `to` into the folder `out`, in the number formats of `source`.
 
-    Tensors that only the original layout holds come from `source` or from `base`, an original checkpoint of the same
-    sizes, which then also gives config and tokenizer files. config.json is written last.
+    Tensors that only the original layout has come from `source` or from `base`, an original checkpoint of the same
+    sizes. `base` then also provides config and tokenizer files. config.json is written last.
 
     Raises:
         CheckpointError: `out` holds files already, or `base` is not an original checkpoint of the same sizes.
@@ -91,7 +91,7 @@ def save_hf_tensors(
     read: Callable[[str], Tensor],
     shard_bytes: int = SHARD_BYTES,
 ) -> Exported:
-    """As `save_hf`, for tensors that `model` does not hold as they are: `read` gives each once, as `infos` says."""
+    """As `save_hf`, for tensors that differ from the model's: `read` gives each once, as `infos` describes it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""From logits to the distribution that tokens are drawn from; sampler and learner call these same functions.
+"""From logits to the sampling distribution; sampler and learner call the same functions.
 
-Classifier-free guidance for autoregressive models: softmax((uncond + w (cond - uncond)) / temperature), with the
-unconditional row seeing only BOS and begin-of-image of the prompt (Janus, arXiv 2501.17811).
+Classifier-free guidance for autoregressive models: softmax((uncond + w (cond - uncond)) / temperature). The
+unconditional row sees only BOS and begin-of-image of the prompt (Janus, arXiv 2501.17811).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers  # its model classes are imported when they are first named, which takes seconds
+import transformers  # its model classes are imported on first use, which takes seconds
 from torch.nn import Parameter
 from transformers.initialization import no_init_weights
 
@@ -21,7 +21,7 @@ from policy.tokens import PromptBuilder, TokenizerError, TokenLayout, check_mark
 
 _GENERATION = ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head.")
 LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
-"""How the names of the language model's tensors begin."""
+"""Prefixes of the names of the language model's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Policy:
 
 
 def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> transformers.JanusConfig:
-    """A checkpoint's config, in either layout, after a look at its files that reads no weights.
+    """A checkpoint's config, in either layout, after a check of its files that reads no weights.
 
     Raises:
-        CheckpointError: as `open_checkpoint`, or the tokenizer is missing or lacks special tokens, those of
-            `templates` among them.
+        CheckpointError: as `open_checkpoint`, or the tokenizer is missing or lacks special tokens, including those of
+    `templates`.
     """
     with _told_as_setting(folder):
         return _open(folder, templates)[0].config
@@ -48,7 +48,7 @@ def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> 
 def load_model(
     checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> transformers.JanusForConditionalGeneration:
-    """The checkpoint's model in eval mode, made on the device and filled tensor by tensor."""
+    """The checkpoint's model in eval mode, allocated on the device and filled tensor by tensor."""
     model = empty_model(checkpoint, dtype)
     for parameter in model.parameters():
         parameter.data = torch.empty_like(parameter, device=device)
@@ -59,10 +59,10 @@ def load_model(
 
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> transformers.JanusForConditionalGeneration:
-    """The checkpoint's model in eval mode, its weights memory that nobody has written to."""
+    """The checkpoint's model in eval mode, with uninitialised weights."""
     config = copy.deepcopy(checkpoint.config)
     for part in (config, config.text_config, config.vision_config, config.vq_config):
-        part.dtype = dtype  # or the parts would be made in the number format that the checkpoint was saved in
+        part.dtype = dtype  # otherwise the parts would have the number format that the checkpoint was saved in
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -84,8 +84,8 @@ def load_policy(
 ) -> Policy:
     """Load a Janus checkpoint of either layout, in eval mode, in the number format of the config.
 
-    The model is made on the device and filled tensor by tensor, so that memory holds it once, and one tensor; `load`
-    may do it in another way.
+    The model is allocated on the device and filled tensor by tensor, so memory holds it once, and one tensor. `load`
+    can replace this way of loading.
 
     Raises:
         CheckpointError: as `check_checkpoint`, or weights cannot be read.
@@ -115,7 +115,7 @@ def save_policy(
 
 
 def is_trained(name: str, trained: str) -> bool:
-    """Whether the parameter of that state-dict name trains under `PolicyConfig.trained`."""
+    """Whether the parameter with that state-dict name trains under `PolicyConfig.trained`."""
     return name.startswith(LANGUAGE_MODEL) or (trained == "generation" and name.startswith(_GENERATION))
 
 
@@ -125,7 +125,7 @@ def trained_parameters(model: transformers.JanusForConditionalGeneration, traine
 
 
 def _open(folder: str | Path, templates: Templates | None) -> tuple[Checkpoint, transformers.PreTrainedTokenizerBase]:
-    """The checkpoint and its tokenizer, once they fit one another and the templates."""
+    """The checkpoint and its tokenizer, after a check that they fit each other and the templates."""
     checkpoint, tokenizer = open_checkpoint(folder), load_tokenizer(folder)
     TokenLayout.of(tokenizer, checkpoint.config)
     if templates:
@@ -135,7 +135,7 @@ def _open(folder: str | Path, templates: Templates | None) -> tuple[Checkpoint, 
 
 @contextmanager
 def _told_as_setting(folder: str | Path) -> Iterator[None]:
-    """Errors name the setting that the folder came from."""
+    """Let errors name the setting that gave the folder."""
     try:
         yield
     except CheckpointError as error:

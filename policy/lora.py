@@ -1,16 +1,16 @@
-"""LoRA adapters as they travel, and as whoever samples merges them: W = W0 + scale B A (arXiv 2106.09685).
+"""LoRA adapters: their published form, and the merge by actors: W = W0 + scale B A (arXiv 2106.09685).
 
 An adapter is published as `lora.scale`, a single float64, and a pair `lora.A:NAME` [rank, in], `lora.B:NAME`
-[out, rank] for each weight NAME that it changes. So a receiver knows by the names alone that what came is an adapter:
+[out, rank] for each weight NAME that it changes. So a receiver recognises an adapter by the names alone:
 
     adapter = received_adapter(tensors)                  # None: they are whole weights
     for name, tensor in adapter.merged(base.tensor): ...
 
-Every version is merged from the weights of the checkpoint, in float32, and rounded once: nothing piles up over the
-versions, and an adapter that is 0 gives the checkpoint's weights bit for bit.
+Every version is merged into the checkpoint's weights, in float32, and rounded once. So rounding does not accumulate
+over versions, and an adapter that is 0 gives the checkpoint's weights bit for bit.
 
-Gotcha: bfloat16 rounds a merged weight to 8 bits, so an adapter much smaller than its weights acts less in the actors
-than in the learner, which adds B A x to W0 x. The objective's ratio sees that difference.
+Gotcha: bfloat16 rounds a merged weight to 8 bits. So an adapter that is much smaller than its weights has less effect
+in the actors than in the learner, which adds B A x to W0 x. The objective's ratio shows that difference.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _PREFIX = "lora."
 
 
 class AdapterError(ValueError):
-    """Tensors that are no whole adapter, or do not fit the weights that they change; names the first."""
+    """Tensors that are not a complete adapter, or do not fit the weights that they change; names the first."""
 
 
 def adapter_name(matrix: Literal["A", "B"], weight: str) -> str:
-    """The name under which a matrix of the adapter of `weight`, a state-dict name, travels."""
+    """The published name of an adapter matrix of `weight`, a state-dict name."""
     return f"{_PREFIX}{matrix}:{weight}"
 
 
@@ -50,7 +50,7 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that has arrived: A [rank, in] and B [out, rank] by the name of the weight that they change."""
+    """A received adapter: A [rank, in] and B [out, rank] by the name of the weight that they change."""
 
     scale: float
     matrices: Mapping[str, tuple[Tensor, Tensor]]
@@ -62,10 +62,10 @@ class Adapter:
     def merged(
         self, base: Callable[[str], Tensor], names: Iterable[str] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """The weights `names` (all that the adapter changes, by default) as a policy with this adapter has them.
+        """The merged weights `names` (by default all that the adapter changes).
 
-        `base` gives a weight of the checkpoint, in the number format and on the device of the policy; it is asked for
-        one at a time, and what the adapter does not change comes as it gives it.
+        `base` gives a weight of the checkpoint, in the number format and on the device of the policy. It is called
+        for one weight at a time; weights that the adapter does not change are returned as `base` gives them.
         """
         for name in self.matrices if names is None else names:
             weight = base(name)
@@ -73,10 +73,10 @@ class Adapter:
 
 
 def received_adapter(tensors: Sequence[tuple[str, Tensor]]) -> Adapter | None:
-    """The adapter that these published tensors are; None where they are whole weights.
+    """The adapter in these published tensors; None if they are whole weights.
 
     Raises:
-        AdapterError: a matrix or the scale is missing, or something else came with them.
+        AdapterError: a matrix or the scale is missing, or there are other tensors.
     """
     arrived = dict(tensors)
     if not any(name.startswith(_PREFIX) for name in arrived):
@@ -100,8 +100,8 @@ def received_adapter(tensors: Sequence[tuple[str, Tensor]]) -> Adapter | None:
 class BaseWeights:
     """The weights of the policy's checkpoint, in the policy's number format, on `device`.
 
-    They are read from the files at every merge, whose pages the system keeps and the processes of a machine share; a
-    copy in each process would cost as much memory as the model.
+    Every merge reads them from the files. The system caches the files' pages and the processes of a machine share
+    them; a copy in each process would cost as much memory as the model.
     """
 
     def __init__(self, config: PolicyConfig, device: str | torch.device = "cpu") -> None:
@@ -110,7 +110,7 @@ class BaseWeights:
         self._device = device
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a trip to another process, which opens the files itself."""
+        """For pickling: the other process opens the files itself."""
         return {"_config": self._config, "_device": self._device}
 
     def tensor(self, name: str) -> Tensor:
@@ -122,7 +122,7 @@ class BaseWeights:
         return self._checkpoint.tensor(name).to(self._device, getattr(torch, self._config.dtype))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all weights, in the files' order, which is the quickest to read them in."""
+        """The shapes of all weights, in the files' order, which is the fastest order to read."""
         return self._checkpoint.shapes()
 
     @cached_property

@@ -1,7 +1,7 @@
-"""The config.json of Janus's original layout (`multi_modality`), to transformers' JanusConfig and back.
+"""Converts the config.json of Janus's original layout (`multi_modality`) to transformers' JanusConfig and back.
 
-The original states little: LlamaConfig's defaults stand for what a 7B leaves out, and its own classes for the sizes
-of vision tower and VQ model. What it does not state is read off the tensors' shapes.
+The original file is incomplete: it relies on LlamaConfig's defaults, and on DeepSeek's classes for the sizes of
+vision tower and VQ model. Missing sizes are derived from the tensors' shapes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIGLIP = {  # vision towers the original names: width, layers, heads, patch
 _LANGUAGE = "language_model.model."
 _TOWER = "vision_model.vision_tower."
 _VQ = "gen_vision_model."
-# Which parts of the language config are written out; the rest are LlamaConfig's defaults, then as now.
+# The keys of the language config that are written out; the others are LlamaConfig's defaults.
 _LANGUAGE_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps",
@@ -34,11 +34,11 @@ def janus_config(
 ) -> transformers.JanusConfig:
     """The JanusConfig of an original checkpoint.
 
-    `raw` is its config.json, `shapes` its tensors' shapes by original name, `special` the ids `bos_token_id`,
+    `raw` is its config.json, `shapes` has its tensors' shapes by original name, `special` the ids `bos_token_id`,
     `eos_token_id`, `pad_token_id` and `image_token_id`, which the original leaves to its tokenizer.
 
     Raises:
-        KeyError: a tensor that a size is read off is missing.
+        KeyError: a tensor that gives a size is missing.
     """
     tokens = dict(special)
     image_token = tokens.pop("image_token_id")
@@ -142,7 +142,7 @@ def _vq_config(shapes: Shapes) -> transformers.JanusVQVAEConfig:
 
 
 def _heads(params: Mapping[str, Any], width: int) -> int:
-    """Heads of the vision tower: its own, of the tower it names, else 64 wide."""
+    """Heads of the vision tower: the config's number, else the named tower's, else heads of width 64."""
     if "num_heads" in params:
         return int(params["num_heads"])
     named = SIGLIP.get(params.get("model_name", ""))
@@ -150,7 +150,7 @@ def _heads(params: Mapping[str, Any], width: int) -> int:
 
 
 def _tower_name(vision: transformers.JanusVisionConfig) -> dict[str, Any]:
-    """How the original names this vision tower; one that it does not know keeps its head count beside the name."""
+    """The original's name of this vision tower; for an unknown tower the head count is written beside the name."""
     sizes = (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.patch_size)
     for name, known in SIGLIP.items():
         if known == sizes:

@@ -1,8 +1,8 @@
-"""The names and shapes of Janus's original checkpoint layout, against those of transformers' Janus.
+"""Maps names and shapes of Janus's original checkpoint layout to those of transformers' Janus, and back.
 
-Pure functions, both ways. One HF tensor lies at one `Place` of the original layout; the original holds the vision
-tower's query, key and value as one tensor, the position embedding with a leading 1, and some tensors that the
-Hugging Face model has no use for. The VQ codebook is stored alike: both models normalise it when they decode.
+All functions are pure. One HF tensor lies at one `Place` of the original layout. The original stores the vision
+tower's query, key and value as one tensor, the position embedding with a leading 1, and some tensors that the Hugging
+Face model does not use. Both layouts store the same VQ codebook: both models normalise it when they decode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 _TOWER, _VISION = "vision_model.vision_tower", "model.vision_model"
 _POSITIONS = f"{_TOWER}.pos_embed"
 
-# (original, Hugging Face), the first that fits counts; # stands for a number, and what follows a name stays.
+# (original, Hugging Face); the first match counts; # stands for a number, and the rest of a name stays.
 _PAIRS = [
     ("language_model.lm_head", "lm_head"),
     ("language_model.model", "model.language_model"),
@@ -49,7 +49,7 @@ _ALIGNERS = {"aligner": "model.aligner", "gen_aligner": "model.generation_aligne
 _FUSED = re.compile(rf"{re.escape(_TOWER)}\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 _SPLIT = re.compile(rf"{re.escape(_VISION)}\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 _DROPPED = re.compile(
-    rf"{re.escape(_TOWER)}\.attn_pool\..+"  # pooling that the tower is built with and never runs
+    rf"{re.escape(_TOWER)}\.attn_pool\..+"  # pooling that the tower has but never runs
     r"|gen_vision_model\.quantize\.codebook_used"  # a training statistic
     r"|.+\.rotary_emb\.inv_freq"  # computed; old files hold it
 )
@@ -57,7 +57,7 @@ _DROPPED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the original layout holds a tensor: its name, and which third of its rows where three share one."""
+    """A tensor's place in the original layout: its name, and its third of the rows if three tensors share one."""
 
     name: str
     part: int | None = None
@@ -85,7 +85,7 @@ def hf_names(original: str) -> tuple[str, ...]:
 
 
 def place_of(hf: str) -> Place:
-    """Where the original layout holds the tensor of that Hugging Face name.
+    """The place in the original layout of the tensor with that Hugging Face name.
 
     Raises:
         KeyError: the original layout has no such tensor.
@@ -104,7 +104,7 @@ def place_of(hf: str) -> Place:
 
 
 def from_original(place: Place, tensor: Tensor) -> Tensor:
-    """The Hugging Face tensor out of the original one at `place`; a view of it."""
+    """The Hugging Face tensor at `place` of the original tensor, as a view."""
     if place.part is not None:
         rows = tensor.shape[0] // 3
         return tensor[place.part * rows : (place.part + 1) * rows]
@@ -112,7 +112,7 @@ def from_original(place: Place, tensor: Tensor) -> Tensor:
 
 
 def to_original(original: str, tensors: Sequence[Tensor]) -> Tensor:
-    """The original tensor of that name, out of the Hugging Face ones that `hf_names` names, in that order."""
+    """The original tensor of that name, made from the Hugging Face tensors of `hf_names`, in that order."""
     if len(tensors) > 1:
         return torch.cat(list(tensors))
     return tensors[0][None] if original == _POSITIONS else tensors[0]

@@ -1,8 +1,8 @@
-"""Rows of tokens as one line without padding, in which positions that share their whole past are computed once.
+"""Packs rows of tokens into one line without padding. Positions with the same prefix are computed once.
 
-Under causal attention a position's state depends on the tokens up to it alone. So a group's common prompt, the
-beginnings that its image prompts share, and unconditional prompts need one pass, whichever row they belong to. Linear
-layers see the line; attention sees rows: the states of shared positions are handed to each of them.
+Under causal attention a position's state depends only on the tokens up to it. So a group's common prompt, the
+prefixes that its image prompts share, and unconditional prompts need one pass for all their rows. Linear layers see
+the line; attention sees rows: each row gets the states of its shared positions.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "packed"
-"""The name under which transformers' models find `attend`."""
+"""The name by which transformers' models look up `attend`."""
 
 
 class PrefixTree:
-    """Prompts by their tokens; a node is a position of the line, and stands for all that leads to it."""
+    """A tree of prompts' tokens; a node is a position of the line, and identifies the whole prefix up to it."""
 
     def __init__(self) -> None:
         self._nodes: dict[tuple[int, int], int] = {}
@@ -49,11 +49,11 @@ class PrefixTree:
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """Where the rows are in a line of N positions; R >= N counts positions row by row, shared ones in each row.
+    """The places of rows in a line of N positions. R >= N counts positions row by row, shared ones in each row.
 
-    `path` [R] leads from rows to line, rows of one length side by side; `home` [N] is a place in `path` that leads to
-    each position, and `copies` [R - N] are those that are no position's home. `bunches` are (rows, their length).
-    `ends` [rows + 1] are the rows' bounds in `path`.
+    `path` [R] maps row positions to line positions; rows of one length are adjacent. `home` [N] gives, for each line
+    position, one index into `path` that maps to it; `copies` [R - N] are all other indices. `bunches` are (rows,
+    their length). `ends` [rows + 1] are the rows' bounds in `path`.
     """
 
     path: Tensor
@@ -64,7 +64,7 @@ class PackedRows:
 
     @classmethod
     def of(cls, paths: Sequence[Tensor], device: torch.device) -> PackedRows:
-        """`paths` holds the line's positions of each row, in order; together they cover the line."""
+        """Build it from `paths`: the line positions of each row, in order. Together the paths cover the line."""
         ordered = sorted(paths, key=len)
         path = torch.cat(ordered)
         places = torch.arange(len(path))
@@ -91,7 +91,7 @@ def attend(
     packed: PackedRows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of a line's rows, each to itself: [1, heads, N, head size] to [1, N, heads, head size].
+    """Causal attention within each row of a line: [1, heads, N, head size] to [1, N, heads, head size].
 
     Without `packed` it is transformers' own SDPA attention, dropout included; with it there is no dropout.
     """
@@ -129,7 +129,7 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedRows, sc
 
 
 def _has_varlen(states: Tensor) -> bool:
-    """Whether the kernel takes these: where it does not, rows go in bunches, as they do on a CPU."""
+    """Whether the kernel supports these tensors; if not, rows go in bunches, as on a CPU."""
     return (
         states.is_cuda
         and states.dtype in (torch.bfloat16, torch.float16)

@@ -24,7 +24,7 @@ Picture = NDArray[np.uint8]
 def decode_pictures(model: JanusForConditionalGeneration, token_ids: Tensor, pixels: Pixels = "round") -> Picture:
     """Decode image tokens [B, N] with the checkpoint's VQ decoder to uint8 pictures [B, H, W, 3].
 
-    `pixels` says how values between two whole bytes become one.
+    `pixels` says how a value between two bytes becomes a byte.
     """
     decoded = model.model.vqmodel.decode(token_ids.to(model.device)).float()
     values = ((decoded + 1) * 127.5).clamp(0, 255)

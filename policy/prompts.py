@@ -1,4 +1,4 @@
-"""Prompt records in T2I-R1's JSON Lines schema: what a picture has to show, and how it is asked for."""
+"""Prompt records in T2I-R1's JSON Lines schema: the prompt, and the content that its picture must show."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class PromptRecord(_Record):
 
 
 def load_prompts(path: str | Path, exclude: Iterable[str | Path] = ()) -> list[PromptRecord]:
-    """Read a JSON Lines prompt file, in file order, without the prompts that a file of `exclude` holds too.
+    """Read a JSON Lines prompt file, in file order, without the prompts of the files in `exclude`.
 
-    A file of `exclude` is JSON Lines with a `prompt` key or, by any other name than *.jsonl, has one prompt a line.
-    Prompts are the same when they differ in case, spaces and a full stop at the end only.
+    A file in `exclude` named *.jsonl is JSON Lines with a `prompt` key; any other file has one prompt per line. Two
+    prompts are equal if they differ only in case, spaces and a full stop at the end.
 
     Raises:
-        PromptFileError: a file is missing, empty, holds a malformed row or the same prompt twice, or nothing is left.
+        PromptFileError: a file is missing or empty, has a malformed row or a prompt twice, or no prompt is left.
     """
     path = Path(path)
     kept_away = {_plain(text) for other in exclude for text in _texts(Path(other))}
@@ -95,7 +95,7 @@ def load_prompts(path: str | Path, exclude: Iterable[str | Path] = ()) -> list[P
 
 
 def _texts(path: Path) -> list[str]:
-    """The prompts of a file that a run keeps away from."""
+    """The prompts of a file that a run excludes."""
     lines = [line for line in _lines(path, "file of prompts to exclude") if line.strip()]
     if not lines:
         raise PromptFileError(f"{path}: the file of prompts to exclude is empty")
@@ -132,7 +132,7 @@ def _parse(line: str, where: str) -> PromptRecord:
 
 
 def spread(records: Sequence[PromptRecord], count: int) -> list[PromptRecord]:
-    """`count` records, one of every `group` in turn."""
+    """`count` records, taken from each `group` in turn."""
     by_group: dict[str, list[PromptRecord]] = defaultdict(list)
     for record in records:
         by_group[record.group].append(record)

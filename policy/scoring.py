@@ -1,8 +1,8 @@
 """Teacher-forced log-probs of both segments, at completion positions only.
 
-All rows of a pass are one line without padding (`policy.packing`), with and without guidance. No tensor of all logits
-ever exists: hidden states of the completion positions go through the head in chunks, and a chunk's logits are made
-again in the backward pass.
+All rows of a pass, conditional and unconditional, are packed into one line without padding (`policy.packing`). No
+tensor of all logits ever exists: the hidden states of the completion positions go through the head in chunks, and the
+backward pass recomputes a chunk's logits.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Distribution = Literal["conditional", "guided"]
 Recompute = Literal["nothing", "selective", "layers"]
-"""What of the decoder layers the backward pass computes again instead of keeping it: nothing; all but the results of
-attention and its projections; or everything but each layer's input."""
+"""What the backward pass recomputes of the decoder layers: nothing; all but the results of attention and its
+projections; or everything except each layer's input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class SegmentRows:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRows:
-    """What one forward pass scores: the text rows, the image rows, or both."""
+    """The input of one forward pass: text rows, image rows, or both."""
 
     text: SegmentRows | None = None
     image: SegmentRows | None = None
@@ -79,7 +79,7 @@ class Scorer(nn.Module):
     ) -> None:
         """`logits_budget` bounds the elements of a chunk of logits (2**23 in float32 are 32 MiB).
 
-        The model's attention becomes `policy.packing.attend`, which is SDPA to everyone else.
+        The model's attention becomes `policy.packing.attend`; outside this scorer it acts as SDPA.
         """
         super().__init__()
         self.model = model
@@ -89,7 +89,7 @@ class Scorer(nn.Module):
         model.model.language_model.config._attn_implementation = ATTENTION
 
     def forward(self, rows: ScoreRows, distribution: Distribution = "guided") -> Scores:
-        """`distribution` says which of the two an image token's log-prob is taken from."""
+        """`distribution` selects the distribution for the log-probs of image tokens."""
         line = _Line(rows, distribution, self.layout)
         states = self._states(line)
         return Scores(
@@ -140,9 +140,9 @@ class Scorer(nn.Module):
 
 
 class _Line:
-    """The rows of a pass as one line: prompts as a tree, then text completions, then image tokens.
+    """The rows of a pass as one line: a tree of prompts, then text completions, then image tokens.
 
-    `text_ids` and `image_ids` are what is embedded; the latter stand `image_copies` times in the line, with and
+    `text_ids` and `image_ids` are the embedded ids. The image ids occur `image_copies` times in the line, with and
     without their prompt. `positions` [N] count from each row's beginning, `paths` lead each row through the line.
     `text` and `image` (conditional, unconditional) are the places that predict completion tokens, row after row.
     """
@@ -171,7 +171,7 @@ class _Line:
             self.positions[path] = torch.arange(len(path))
 
     def _extend(self, prompts: Sequence[list[int]], tails: Sequence[Tensor], end: int) -> tuple[int, Tensor]:
-        """Put `tails` behind their prompts, from place `end` of the line on; the new end, and what predicts."""
+        """Append `tails` to their prompts, from place `end` on; returns the new end and the predicting places."""
         predicting = []
         for prompt, tail in zip(prompts, tails, strict=True):
             path = torch.cat([torch.tensor(prompt), torch.arange(end, end + len(tail))])
@@ -184,8 +184,9 @@ class _Line:
 class _ChunkedScores(torch.autograd.Function):
     """Log-probs of drawn tokens and entropies, [n] each, from conditional and maybe unconditional states [n, hidden].
 
-    `size` rows at a time meet the head's last matrix, and meet it again in the backward pass, whose gradient of the
-    matrix grows in one place: memory holds the logits of one chunk. Distributions are those of `policy.guidance`.
+    `size` rows at a time are multiplied by the head's last matrix, and again in the backward pass, which accumulates
+    the matrix's gradient in place. Memory holds the logits of one chunk. Distributions are those of
+    `policy.guidance`.
     """
 
     @staticmethod
@@ -234,7 +235,7 @@ class _ChunkedScores(torch.autograd.Function):
 def _log_probs(
     states: Sequence[Tensor], weight: Tensor, bias: Tensor | None, temperature: float, scale: float
 ) -> Tensor:
-    """Log-probabilities [n, vocab] of what is drawn from."""
+    """Log-probabilities [n, vocab] of the sampling distribution."""
     logits, *bare = (linear(s, weight, bias) for s in states)
     return log_distribution(guided_logits(logits, bare[0], scale) if bare else logits, temperature)
 
@@ -258,7 +259,7 @@ _PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 def _keep_attention(inner: int) -> tuple[Any, Any]:
     """Contexts of a layer's checkpoint that keep the results of attention and of its projections.
 
-    Those of the MLP, whose matrices have a side of `inner`, are larger, and made again.
+    The results of the MLP (its matrices have a side of `inner`) are larger, and are recomputed.
     """
 
     def policy(_: Any, op: Any, *inputs: Any, **__: Any) -> CheckpointPolicy:

@@ -1,4 +1,4 @@
-"""Seeds: a sample depends on its own prompt and seed only, never on its batch-mates."""
+"""Seeds: a sample depends only on its own prompt and seed, never on the other samples of its batch."""
 
 from hashlib import blake2b
 

@@ -1,7 +1,7 @@
-"""What every room's config models have in common. The lowest room holds it, since all others may import it.
+"""The base of every room's config models. It is in the lowest room, which all others may import.
 
-A field's type says its unit: `max_tokens: Tokens = Field(256, ge=1, description=...)`. A plain number is a pure
-number. docs/config.md, `bicot config` and the JSON schema are made from types, bounds and descriptions.
+A field's type gives its unit: `max_tokens: Tokens = Field(256, ge=1, description=...)`. A plain number type has no
+unit. docs/config.md, `bicot config` and the JSON schema are generated from types, bounds and descriptions.
 """
 
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Settings(BaseModel):
-    """Keys that a run config may set: none may change later, none is unknown, and numbers are finite."""
+    """A section of a run config: immutable, without unknown keys, with finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

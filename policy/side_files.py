@@ -1,4 +1,4 @@
-"""What stands beside the weights of a checkpoint: tokenizer and processor files, in the words of either layout."""
+"""The files beside the weights of a checkpoint: tokenizer and processor files, in either layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja",
     "chat_template.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
-_PIXELS = {  # Janus-Pro's; a checkpoint's own preprocessor_config.json counts where there is one
+_PIXELS = {  # Janus-Pro's values; a checkpoint's own preprocessor_config.json overrides them
     "do_normalize": True,
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],

@@ -35,7 +35,7 @@ def tiny_janus(
     vq_channels: int = 32,
     vq_multipliers: tuple[int, ...] = (1, 1, 2, 2),
 ) -> transformers.JanusForConditionalGeneration:
-    """A randomly initialised Janus of the true architecture, as small as asked for, with an untied lm_head.
+    """A randomly initialised Janus of the true architecture, of the given sizes, with an untied lm_head.
 
     A picture has (image_size / 2^(len(vq_multipliers) - 1))² tokens; VQ channels come in multiples of 32.
     """

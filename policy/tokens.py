@@ -1,4 +1,4 @@
-"""Which ids mean what, and the token sequences of both stages."""
+"""The meaning of token ids, and the token sequences of both stages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TokenLayout:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, config: JanusConfig) -> TokenLayout:
-        """Read the layout off a checkpoint's tokenizer and config.
+        """Derive the layout from a checkpoint's tokenizer and config.
 
         Raises:
             TokenizerError: a special token is missing or lies outside the model's vocabulary.
@@ -70,10 +70,10 @@ class TokenLayout:
 
 
 def check_markers(tokenizer: PreTrainedTokenizerBase, templates: Templates) -> None:
-    """See that the role markers of the chat template are tokens of their own, as `<|User|>` is in Janus-Pro.
+    """Check that each role marker of the chat template is a single token, as `<|User|>` is in Janus-Pro.
 
     Raises:
-        TokenizerError: a `<|...|>` of `templates.chat` is not; the model was not trained on the pieces of it.
+        TokenizerError: a `<|...|>` of `templates.chat` is several tokens; the model was not trained on its pieces.
     """
     for marker in re.findall(r"<\|[^|<>\s]+\|>", templates.chat):
         ids = tokenizer.encode(marker, add_special_tokens=False)
@@ -85,13 +85,13 @@ def check_markers(tokenizer: PreTrainedTokenizerBase, templates: Templates) -> N
 
 
 class PromptBuilder:
-    """Builds the prompt ids of both stages; every prompt starts with BOS, and no special token hides in user text."""
+    """Builds the prompt ids of both stages. Every prompt starts with BOS; user text loses its special tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: TokenLayout, templates: Templates) -> None:
         self._tokenizer = tokenizer
         self._layout = layout
         self._templates = templates
-        # A tokenizer may hold a token as special without naming it among its special tokens.
+        # A tokenizer may treat a token as special without listing it among its special tokens.
         added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         reserved = {*tokenizer.all_special_tokens, *added, BEGIN_OF_IMAGE, END_OF_IMAGE}
         self._reserved = re.compile("|".join(map(re.escape, sorted(reserved))))
@@ -101,18 +101,18 @@ class PromptBuilder:
         return self._turn(self._templates.instruction.replace("{prompt}", prompt), self._templates.system)
 
     def image_prompt(self, prompt: str, cot: str) -> list[int]:
-        """Stage 2: the chat turn with prompt and CoT, put together as `templates.join` says, and begin-of-image."""
+        """Stage 2: the chat turn with prompt and CoT, joined as `templates.join` says, and begin-of-image."""
         if self._templates.join == "sentence":
             prompt, cot = prompt.strip(), cot.strip()
             if not cot:
                 return [*self._turn(prompt), self._layout.boi]
-            prompt = prompt.rstrip(".").rstrip()  # the template has a full stop of its own
+            prompt = prompt.rstrip(".").rstrip()  # the template already has a full stop
         slots = {"{prompt}": prompt, "{cot}": cot}
         text = _SLOT.sub(lambda slot: slots[slot[0]], self._templates.image)
         return [*self._turn(text), self._layout.boi]
 
     def decode(self, token_ids: Sequence[int] | Tensor) -> str:
-        """The CoT's text as it was drawn, but for special tokens; space around it is `image_prompt`'s to keep."""
+        """The CoT's text as drawn, without special tokens; `image_prompt` decides about the space around it."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def _turn(self, user: str, system: str = "") -> list[int]:
@@ -123,7 +123,9 @@ class PromptBuilder:
         return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def _plain(self, text: str) -> str:
-        while (plain := self._reserved.sub("", text)) != text:  # what stood around a token may make another
+        while (
+            plain := self._reserved.sub("", text)
+        ) != text:  # removing a token may join its neighbours into another one
             text = plain
         return text
 

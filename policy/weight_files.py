@@ -26,7 +26,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What is known of a stored tensor without reading it."""
+    """The facts about a stored tensor that are known without reading it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -40,7 +40,7 @@ class TensorInfo:
 class WeightFiles:
     """Named tensors of a folder, read one at a time through memory maps.
 
-    `tensors` tells what there is, in the files' order, which is the cheapest order to read in.
+    `tensors` lists the tensors in the files' order, which is the fastest order to read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,8 +60,8 @@ class WeightFiles:
     def read(self, name: str) -> Tensor:
         """One tensor, mapped into memory rather than copied: do not write to it.
 
-        Each read of a safetensors file makes a map of its own, which goes with the tensor, so that a process that
-        reads tensors one by one never holds more of the file than one. PyTorch's format is mapped file by file.
+        Each read of a safetensors file creates its own map, which is released with the tensor. So a process that
+        reads tensors one by one never holds more than one of them. PyTorch's format is mapped file by file.
         """
         path = self._file[name]
         if path.suffix != ".safetensors":
@@ -128,9 +128,9 @@ def weight_files(folder: Path) -> list[Path]:
 def write_weights(
     folder: Path, tensors: dict[str, TensorInfo], read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write safetensors files, in shards of `shard_bytes`, in place of earlier ones; holds one tensor at a time.
+    """Write safetensors files, in shards of `shard_bytes`, replacing earlier ones; holds one tensor at a time.
 
-    `read` gives a tensor by its name; it must be as `tensors` says.
+    `read` gives a tensor by its name; its shape and number format must be those in `tensors`.
     """
     for stale in [*folder.glob("model-*-of-*.safetensors"), *folder.glob("model.safetensors*")]:
         stale.unlink()
