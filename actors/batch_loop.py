@@ -1,8 +1,8 @@
-"""One thread that drives one engine: calls that come side by side are decoded together, at one weight version each.
+"""One thread that drives one engine: concurrent calls are decoded in one batch, each at one weight version.
 
-Calls of different groups stream in at any time. Each of their requests joins the running batch as soon as the engine
-has room, in order of arrival. `exclusive` work (a weight update) waits until all that came before it has finished,
-and what comes after waits for it, so a request runs wholly at one version.
+Calls of different groups may arrive at any time. Each of their requests joins the running batch as soon as the engine
+has room, in order of arrival. `exclusive` work (a weight update) waits until all earlier requests have finished, and
+later requests wait for it. So each request runs at one version from start to end.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _IDLE_S = 1.0
 
 
 class Engine(Protocol[Request, Result]):
-    """What the loop drives. All but `check` are called from the loop's thread alone."""
+    """The engine that the loop drives. Only the loop's thread calls its methods, except `check`."""
 
     @property
     def free(self) -> int:
-        """Requests that can join now."""
+        """How many requests can join now."""
 
     def check(self, request: Request) -> None:
         """Raise an `ActorError` for a request that cannot be taken; called from any thread."""
 
     def admit(self, requests: Sequence[tuple[int, Request]]) -> None:
-        """Take at most `free` requests, each under its key."""
+        """Add at most `free` requests to the batch, each under its key."""
 
     def step(self) -> dict[int, Result]:
-        """Go on by one token; gives what has finished, by key."""
+        """Advance by one token; returns the finished requests, by key."""
 
     def cancel(self, keys: set[int]) -> None:
         """Forget these keys; unknown ones are ignored."""
@@ -51,7 +51,7 @@ class Engine(Protocol[Request, Result]):
 
 @dataclass(slots=True)
 class _Job(Generic[T]):
-    """A request with its key, or work that needs the engine for itself."""
+    """A request with its key, or work that needs the engine exclusively."""
 
     key: int
     request: Any = None
@@ -81,8 +81,8 @@ class BatchLoop(Generic[Request, Result]):
         """The results of `requests`, in order, within `deadline_s` seconds.
 
         Raises:
-            ActorError: a request cannot be taken; none of them was started then.
-            DeadlineError: not all were done in time; the rest is cancelled.
+            ActorError: a request cannot be taken; then no request was started.
+            DeadlineError: not all requests were done in time; the rest is cancelled.
             EngineError: the engine failed, now or before.
         """
         for request in requests:
@@ -91,17 +91,17 @@ class BatchLoop(Generic[Request, Result]):
         return await self._finish(jobs, deadline_s)
 
     async def exclusive(self, work: Callable[[], T], deadline_s: float) -> T:
-        """Run `work` in the engine's thread while no request is running; its errors are raised here.
+        """Run `work` in the engine's thread while no request is running; raises the errors of `work`.
 
         Raises:
-            DeadlineError: its turn did not come, or it did not end, in time.
+            DeadlineError: `work` did not start, or did not end, in time.
             EngineError: the engine failed, now or before.
         """
         job: _Job[T] = _Job(next(self._keys), work=work)
         return (await self._finish([job], deadline_s))[0]
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the start, and the depth of the queue now; `row_steps` sums the requests of every step."""
+        """Counters since the start, and the queue's depth now; `row_steps` sums the requests of every step."""
         with self._ready:
             return {
                 "queued": float(len(self._queue)),
@@ -113,7 +113,7 @@ class BatchLoop(Generic[Request, Result]):
             }
 
     def close(self, deadline_s: float = 10.0) -> None:
-        """Stop the thread; what is queued or running fails."""
+        """Stop the thread; queued and running requests fail."""
         with self._ready:
             self._closed = True
             self._ready.notify()
@@ -143,7 +143,7 @@ class BatchLoop(Generic[Request, Result]):
             self._ready.notify()
 
     def _abandon(self, jobs: Sequence[_Job[Any]]) -> None:
-        """Forget jobs that nobody waits for any more; done ones are left alone."""
+        """Drop jobs that nobody waits for any more; finished ones stay."""
         with self._ready:
             open_jobs = {job.key for job in jobs if job.key in self._running}
             gone = {job.key for job in jobs}
@@ -168,7 +168,7 @@ class BatchLoop(Generic[Request, Result]):
                 _settle(job.future, error=self._dead())
 
     def _turn(self) -> bool:
-        """Wait for work and do a step of it; False once closed."""
+        """Wait for work and do one step; False once closed."""
         with self._ready:
             while not (self._closed or self._queue or self._running):
                 self._ready.wait(_IDLE_S)
@@ -210,7 +210,7 @@ class BatchLoop(Generic[Request, Result]):
         assert job.work
         try:
             result = job.work()
-        except Exception as error:  # it is the caller's to handle, and the engine's state is its own business
+        except Exception as error:  # the caller handles the error
             _settle(job.future, error=error)
         else:
             _settle(job.future, result)

@@ -1,9 +1,9 @@
 """A lean Llama forward pass over a preallocated KV cache, on the live weights of transformers' `LlamaModel`.
 
-Every row stands in the cache on its own: its tokens fill slots 0, 1, 2, ... in order, with no padding between them,
-so slot number and position are the same. An update of the weights in place shows in the next call: projections that
-read the same input are one matrix, of which the model's own parameters become views (`actors.fused_linear`).
-Shapes are static except for the number of rows and the span of slots that a call names; no call waits for the device.
+Every row has its own part of the cache: its tokens fill slots 0, 1, 2, ... in order and without padding, so slot
+number and position are equal. An in-place update of the weights takes effect in the next call: projections with the
+same input are one matrix, and the model's own parameters are views of it (`actors.fused_linear`). Shapes are static
+except for the number of rows and the span of slots of a call; no call waits for the device.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if HAS_TRITON:
     from actors.decode_attention import attend_live
 
 _REPEATABLE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""cuDNN's kernel for one query and a mask gives other bits at every call."""
+"""cuDNN's kernel for one query and a mask gives different bits at every call."""
 
 
 def cache_dtype(dtype: torch.dtype, on_cpu: bool, compiled: bool) -> torch.dtype:
     """The cache's number format for a model of `dtype`.
 
-    A CPU attends to float32 twice as fast as to bfloat16, unless compiled code converts on the way.
+    On a CPU, attention to float32 is twice as fast as to bfloat16, unless compiled code converts the numbers.
     """
     return torch.float32 if on_cpu and not compiled else dtype
 
@@ -55,7 +55,7 @@ class CachedLlama:
         """The cache is of `dtype`; `compile_layers` has torch compile the decoder layer, once for all layers.
 
         Raises:
-            ValueError: the rotary embedding depends on the length of the sequence, which a table cannot hold.
+            ValueError: the rotary embedding depends on the sequence's length, so a table cannot hold it.
         """
         config = llama.config
         if config.rope_parameters["rope_type"] not in ("default", "linear", "llama3", "yarn"):
@@ -78,9 +78,9 @@ class CachedLlama:
         self.grow(capacity)
 
     def grow(self, capacity: int) -> None:
-        """Make room for sequences of `capacity` tokens, keeping what the cache holds."""
+        """Make room for sequences of `capacity` tokens; the cache keeps its contents."""
         weight = self._llama.embed_tokens.weight
-        # A slot more than is ever looked at: a view that is all of the cache would be compiled anew.
+        # One spare slot: a view of the whole cache would be compiled again.
         shape = (self._rows, self._kv_heads, capacity + 1, self._head_dim)
         for layer in range(len(self._llama.layers)):
             for cache in (self._keys, self._values):
@@ -102,10 +102,10 @@ class CachedLlama:
         """Run prompts and put each one's keys and values into one row or several.
 
         Args:
-            token_ids: [prompts, P], padded on the right; what stands behind a prompt cannot reach it.
+            token_ids: [prompts, P], padded on the right; the padding does not affect the prompt.
             last: [prompts], position of each prompt's last token.
-            source, rows: [n] each; prompt `source[i]` goes to cache row `rows[i]`. `source` rises from 0, no prompt
-                left out.
+            source, rows: [n] each; prompt `source[i]` goes to cache row `rows[i]`. `source` rises from 0 and skips
+                none.
 
         Returns:
             [prompts, hidden], the last hidden state of each prompt.
@@ -128,8 +128,8 @@ class CachedLlama:
         """One token for each of the first R rows.
 
         Args:
-            embeddings: [R, hidden] of the tokens, which stand at `positions` [R].
-            span: slots that are looked at, more than every position.
+            embeddings: [R, hidden] of the tokens at `positions` [R].
+            span: number of slots that attention reads; larger than every position.
 
         Returns:
             [R, hidden], the last hidden states.
@@ -147,9 +147,9 @@ class CachedLlama:
         return self._llama.norm(states)
 
     def refresh(self) -> bool:
-        """Fuse again what somebody has taken apart by giving the model's parameters memory of their own.
+        """Fuse projections again whose parameters somebody moved to other memory.
 
-        Whether there was any.
+        Returns whether there were any.
         """
         fused = [linear.refresh() for layer in self._layers for linear in (layer.qkv, layer.gate_up)]
         if any(fused):
@@ -158,7 +158,7 @@ class CachedLlama:
 
 
 def _give_back(llama: LlamaModel) -> None:
-    """Free blocks go back to the card: nothing asks for their sizes again, and others may share the card."""
+    """Return free blocks to the GPU: no later allocation fits their sizes, and others may share the GPU."""
     if llama.device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -181,7 +181,7 @@ def _decode_layer(
     query, key, value = _project(layer, states, heads, kv_heads, cos, sin)
     keys[index, :, positions] = key.to(keys.dtype)
     values[index, :, positions] = value.to(values.dtype)
-    # Heads that share keys stand side by side, so that grouped-query attention is the same product.
+    # Heads that share keys are adjacent, so grouped-query attention is the same product.
     q = query.reshape(count, kv_heads, heads // kv_heads, -1)
     if HAS_TRITON and states.is_cuda and query.shape[-1] in (32, 64, 128, 256):
         out = attend_live(query, keys, values, positions, scale)
@@ -193,8 +193,8 @@ def _decode_layer(
 def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attention of one position: `query` [R, kv_heads, n, d] to `keys` and `values` [R, kv_heads, span, d].
 
-    All of it is reading the cache. torch's kernels for CPUs are made for many queries; what comes instead is written
-    for the code that torch generates, which reads at the memory's rate, or as products of matrices in float32.
+    Its time is the time to read the cache. torch's CPU kernels are made for many queries. This function is written so
+    that torch's compiler generates code that reads at full memory bandwidth; in float32 it uses matrix products.
     """
     if keys.device.type != "cpu":
         with sdpa_kernel(_REPEATABLE):

@@ -9,20 +9,20 @@ import torch
 
 
 class GraphedStep:
-    """Runs `step`, which reads and writes tensors that stay where they are, and waits for nothing.
+    """Runs `step` as a CUDA graph. `step` reads and writes tensors at fixed addresses and never waits for the device.
 
-    The first call with some arguments runs as it is, and so sets up what a capture must not; the second is captured;
-    it and all later ones are replayed.
+    The first call with some arguments runs without a graph, because setup must not be captured. The second call is
+    captured; it and all later calls replay the graph.
     """
 
     def __init__(self, step: Callable[..., None], pool: Any) -> None:
-        """Graphs of one `pool` (`torch.cuda.graph_pool_handle`) share the memory of what they compute on the way."""
+        """Graphs of one `pool` (`torch.cuda.graph_pool_handle`) share the memory of intermediate results."""
         self._step, self._pool = step, pool
         self._ran: set[tuple[int, ...]] = set()
         self._graphs: dict[tuple[int, ...], torch.cuda.CUDAGraph] = {}
 
     def __call__(self, *sizes: int) -> None:
-        """Do the step; each combination of `sizes` is a graph of its own."""
+        """Do the step; each combination of `sizes` has its own graph."""
         if sizes not in self._ran:
             self._ran.add(sizes)
             self._step(*sizes)
@@ -35,6 +35,6 @@ class GraphedStep:
         self._graphs[sizes].replay()
 
     def forget(self, pool: Any) -> None:
-        """Some of the tensors are elsewhere now. A pool dies with the last of its graphs, so `pool` is a new one."""
+        """Drop all graphs: tensors have moved. A pool dies with the last of its graphs, so `pool` is a new one."""
         self._graphs.clear()
         self._pool = pool

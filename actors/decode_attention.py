@@ -1,7 +1,7 @@
 """Attention of one position to the live slots of a cache, as a Triton kernel.
 
-Decoding reads keys and values once and does little else. torch's kernels with a mask read every slot that the mask
-names, live or not; this one stops at each row's last live slot.
+Most of the decoding time is the reading of keys and values. torch's masked kernels read every slot of the mask, live
+or not; this kernel stops at each row's last live slot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 _SLOTS, _WARPS = 16, 1
-"""Slots that a program reads at a time, and how many warps do it."""
+"""Number of slots that a program reads at a time, and its number of warps."""
 
 
 @triton.jit
@@ -48,7 +48,8 @@ def _live_slots(  # type: ignore[no-untyped-def]
 def attend_live(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
     """[R, heads, d] of `query` [R, heads, d] to slots 0 to `positions` [R] of caches [rows, kv heads, slots, d].
 
-    A head's size is a power of two; both caches lie in memory alike. No row's arithmetic depends on another's.
+    A head's size is a power of two; both caches have the same memory layout. No row's arithmetic depends on
+    another's.
     """
     rows, heads, head = query.shape
     query, out = query.contiguous(), torch.empty_like(query, memory_format=torch.contiguous_format)

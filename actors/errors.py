@@ -12,12 +12,12 @@ class PromptError(ActorError, ValueError):
 
 
 class DeadlineError(ActorError, TimeoutError):
-    """A call missed its deadline; names the stage, what was done of it, and how long it took."""
+    """A call missed its deadline; names the stage, the finished part, and the seconds."""
 
 
 class WeightsError(ActorError):
-    """Weights that are not there yet, or do not fit the model; names the tensor."""
+    """Weights that are missing, or do not fit the model; names the tensor."""
 
 
 class EngineError(ActorError):
-    """The engine failed and takes no more work: this process has to be replaced."""
+    """The engine failed and takes no more work: this process must be replaced."""

@@ -1,4 +1,4 @@
-"""Linear layers that read the same input as one product, on weights that the layers go on sharing."""
+"""Computes linear layers with the same input as one product; the layers keep sharing the weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class FusedLinear:
-    """Gives the layers' outputs end to end.
+    """Returns the layers' outputs, concatenated.
 
-    Their parameters become views of one matrix: an update in place of either is one of both, and no weight is held
-    twice.
+    The layers' parameters become views of one matrix: an in-place update of one updates the other, and memory holds
+    every weight once.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
@@ -26,13 +26,13 @@ class FusedLinear:
         return F.linear(states, self._weight, self._bias)
 
     def refresh(self) -> bool:
-        """Fuse again if a parameter has been given other memory since; whether one was."""
+        """Fuse again if a parameter has moved to other memory; returns whether one had."""
         moved = [layer.weight.data_ptr() for layer in self._layers] != self._pointers
         if moved:
             self._fuse()
         return moved
 
-    @torch.inference_mode(False)  # a parameter made of inference tensors could not be trained any more
+    @torch.inference_mode(False)  # a parameter made from inference tensors could not be trained any more
     @torch.no_grad()
     def _fuse(self) -> None:
         self._weight = _joined([layer.weight for layer in self._layers])
@@ -42,7 +42,7 @@ class FusedLinear:
 
 
 def _joined(parameters: Sequence[Tensor]) -> Tensor:
-    """The parameters along their first dimension in one tensor, which holds them from now on."""
+    """Concatenate the parameters along their first dimension; they become views of the result."""
     sizes = [len(parameter) for parameter in parameters]
     first = parameters[0].data
     if all(_follows(after, before) for before, after in pairwise(parameters)):
@@ -54,6 +54,6 @@ def _joined(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def _follows(after: Tensor, before: Tensor) -> bool:
-    """Whether one lies right behind the other in one piece of memory."""
+    """Whether one directly follows the other in the same memory."""
     same = after.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
     return same and after.storage_offset() == before.storage_offset() + before.numel()

@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 class Painter:
-    """The sampler with the VQ decoder behind it, as an engine for the batch loop; `version` tags what it gives."""
+    """The sampler and the VQ decoder, as an engine for the batch loop; `version` tags its results."""
 
     def __init__(self, policy: Policy, config: ImageConfig, base: BaseWeights) -> None:
-        """`base` are the weights that a LoRA adapter is merged into; those in the model are overwritten by it."""
+        """A LoRA adapter is merged into the weights `base`; the result overwrites the model's weights."""
         self.version = 0
         self._base = base
         self._policy = policy
@@ -48,7 +48,7 @@ class Painter:
 
     @property
     def free(self) -> int:
-        """Pictures that can join now."""
+        """How many pictures can join now."""
         return self._sampler.free
 
     def check(self, request: SampleRequest) -> None:
@@ -56,12 +56,12 @@ class Painter:
         self._sampler.check(request)
 
     def admit(self, requests: Sequence[tuple[int, SampleRequest]]) -> None:
-        """Take at most `free` checked requests."""
+        """Add at most `free` checked requests to the batch."""
         self._prompts.update((key, request.prompt_ids) for key, request in requests)
         self._sampler.admit(requests)
 
     def step(self) -> dict[int, ImageOutput]:
-        """Draw one token for every picture; those that are complete are decoded and given, by key."""
+        """Draw one token for every picture; decodes and returns the complete pictures, by key."""
         done = list(self._sampler.step().items())
         outputs: dict[int, ImageOutput] = {}
         for start in range(0, len(done), self._config.decode_batch):
@@ -90,11 +90,11 @@ class Painter:
     def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Copy tensors into the model in place, by their `state_dict` names; a LoRA adapter is merged on the way.
 
-        Version 0 of an adapter is 0, and gives the checkpoint's weights, which the model starts with.
+        Version 0 of an adapter is 0; it gives the checkpoint's weights, with which the model starts.
 
         Raises:
-            WeightsError: a name or a shape does not fit, or nothing came; the model is as it was.
-            EngineError: the checkpoint cannot be read any more to merge an adapter; the model is half written.
+            WeightsError: a name or a shape does not fit, or there is no tensor; the model is unchanged.
+            EngineError: the checkpoint, needed to merge an adapter, cannot be read; the model is half written.
         """
         pairs = list(tensors)
         adapter = self._fitting(version, pairs)
@@ -106,13 +106,13 @@ class Painter:
         return version
 
     def receive(self, manifest: WeightManifest, member: BroadcastMember, deadline_s: float) -> int:
-        """Take part in the broadcast of `manifest`, and copy every bucket into the model as it comes.
+        """Take part in the broadcast of `manifest`, and copy every bucket into the model as it arrives.
 
-        `deadline_s` seconds bound the meeting of the members, and again the transfer.
+        The meeting of the members may take `deadline_s` seconds, and so may the transfer.
 
         Raises:
-            WeightsError: what is to come does not fit; the model is as it was.
-            WeightTransferError: the members did not meet, or an adapter did not arrive; the model is as it was.
+            WeightsError: the announced tensors do not fit; the model is unchanged.
+            WeightTransferError: the members did not meet, or an adapter did not arrive; the model is unchanged.
             EngineError: the broadcast broke off; the model is half written.
         """
         version = manifest.version
@@ -129,7 +129,7 @@ class Painter:
         return version
 
     def _fitting(self, version: int, pairs: Sequence[tuple[str, Tensor]]) -> Adapter | None:
-        """The adapter that these tensors are; None where they are whole weights. Either fits the model."""
+        """The adapter in these tensors; None if they are whole weights. Checks that they fit the model."""
         try:
             adapter = received_adapter(pairs)
         except AdapterError as error:
@@ -153,7 +153,7 @@ class Painter:
 
 
 class ImageActor:
-    """Draws pictures; calls that come side by side are drawn together.
+    """Draws pictures; concurrent calls share one batch.
 
     Starts at version 0, the checkpoint's weights.
     """
@@ -191,7 +191,7 @@ class ImageActor:
         return await self._loop.run(asked, self._config.deadline_s)
 
     async def apply_weights(self, published: Published) -> int:
-        """Take a published version; running pictures finish at the old one. Returns the version.
+        """Apply a published version; running pictures finish at the old one. Returns the version.
 
         Raises:
             WeightTransferError: the transfer failed; the old weights stay.
@@ -206,9 +206,9 @@ class ImageActor:
         return published.version
 
     async def receive_weights(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> int:
-        """Take part in a broadcast, in a group of which this actor has `seat`; running pictures finish before.
+        """Take part in a broadcast at `seat` of its group; running pictures finish first.
 
-        Returns the version. `deadline_s` seconds bound the meeting of the members, and again the transfer.
+        Returns the version. The meeting of the members may take `deadline_s` seconds, and so may the transfer.
 
         Raises:
             WeightTransferError: the members did not meet; the old weights stay.
@@ -233,7 +233,7 @@ class ImageActor:
         return drawn | {"tokens": tokens, "sync_s": self._sync_s, "weight_version": float(self._painter.version)}
 
     def close(self) -> None:
-        """Stop taking work; what is running fails."""
+        """Stop taking work; running requests fail."""
         self._loop.close()
         if self._member:
             self._member.leave()

@@ -1,4 +1,4 @@
-"""What callers ask of the rollout pools and what they get; plain data that passes between processes."""
+"""Requests to the rollout pools and their results; plain data that passes between processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SemanticRequest:
 
 @dataclass(frozen=True, slots=True)
 class SemanticOutput:
-    """The CoT as tokens and as text (`cot`, without special tokens, and with the space around it that was drawn)."""
+    """The CoT as tokens and as text (`cot`: without special tokens, with the drawn space around it)."""
 
     segment: SemanticSegment
     cot: str
@@ -26,7 +26,7 @@ class SemanticOutput:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """A picture of `prompt` by the plan `cot` (empty for none), drawn with `seed`."""
+    """A picture of `prompt` with the plan `cot` (empty for none), drawn with `seed`."""
 
     prompt: str
     cot: str

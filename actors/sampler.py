@@ -1,9 +1,9 @@
 """The image sampler: draws the token-level CoT under classifier-free guidance, for many prompts together.
 
-A picture takes a place in the batch (one row of the cache for the conditional, one for the unconditional prompt),
-draws its tokens one a step, and frees the place; new pictures may join at any step. A sample depends on its own
-prompt and seed only: every row has exact positions, the draw inverts the cumulative distribution at uniforms of the
-member's own generator, and shapes are rounded so that the arithmetic of a row is the same in any batch.
+A picture takes a place in the batch (one cache row for the conditional prompt, one for the unconditional), draws one
+token per step, and then frees the place. New pictures may join at any step. A sample depends only on its own prompt
+and seed: every row has exact positions, the draw inverts the cumulative distribution at uniforms from the member's
+own generator, and shapes are rounded so that a row's arithmetic is the same in any batch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from policy.janus import Policy
 from policy.tokens import unconditional
 
 _BLOCK = 16
-"""Prompts are run in blocks of this many at most."""
+"""Most prompts in one prefill."""
 _SHALLOW = 8
-"""Models of at most so many layers are compiled as a whole, at seconds a layer; of others one layer is, for all."""
+"""Models with at most this many layers are compiled whole, at seconds per layer; for others one layer is compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class _Place:
 class ImageSampler:
     """Draws pictures' tokens with the live weights of a policy.
 
-    With `temperature` 0 the most likely token of the guided distribution is taken, and log-probs are those at
+    With `temperature` 0 it takes the most likely token of the guided distribution; log-probs are then those at
     temperature 1. A guidance scale of 1 runs no unconditional rows; both log-probs are then the same. `compiled` has
     torch compile the decode step, which needs a C++ compiler on a CPU; `graphed` captures it as a CUDA graph.
     """
@@ -82,7 +82,7 @@ class ImageSampler:
         self._pair = 1 if guidance_scale == 1 else 2
         self._places: list[_Place | None] = [None] * batch_size
         device = policy.model.device
-        # CPU kernels give a row the same bits for any number of rows from 4 on; GPU kernels are picked by shape.
+        # CPU kernels give a row the same bits for any number of rows from 4 on; a GPU chooses kernels by shape.
         self._row_step, self._span_step = (4, 16) if device.type == "cpu" else (batch_size, 128)
         shallow = len(policy.model.model.language_model.layers) <= _SHALLOW
         self._make_state(_round_up(batch_size, self._row_step), device, compiled, compiled and not shallow)
@@ -99,7 +99,7 @@ class ImageSampler:
             self._draw_step, self._advance_step = self._graphs
 
     def _make_state(self, places: int, device: torch.device, compiled: bool, compile_layers: bool) -> None:
-        """Buffers that live as long as the sampler: a row for each place, two in the cache under guidance."""
+        """Create the sampler's permanent buffers: one row per place, and two cache rows under guidance."""
         llama, tokens = self._model.model.language_model, self._layout.image_tokens
         rows = places * self._pair
         with torch.inference_mode():
@@ -164,7 +164,7 @@ class ImageSampler:
             pool = torch.cuda.graph_pool_handle()
             for graph in self._graphs:
                 graph.forget(pool)
-        # prompt -> rows of the cache; equal prompts, such as unconditional ones of one length, are run once
+        # prompt -> cache rows; equal prompts, such as unconditional ones of one length, are prefilled once
         rows: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, (key, request) in zip(places, requests, strict=True):
             self._places[place] = _Place(key, len(request.prompt_ids))
@@ -181,7 +181,7 @@ class ImageSampler:
 
     @torch.inference_mode()
     def step(self) -> dict[int, SampledImage]:
-        """Draw one token for every picture in the batch; gives the pictures that it completes, by key."""
+        """Draw one token for every picture in the batch; returns the completed pictures, by key."""
         live = [(number, place) for number, place in enumerate(self._places) if place is not None]
         if not live:
             return {}
@@ -206,7 +206,7 @@ class ImageSampler:
         return torch.rand(self._layout.image_tokens, dtype=torch.float64, generator=generator)
 
     def _prefill(self, rows: dict[tuple[int, ...], list[int]]) -> None:
-        """Run every prompt once, with prompts of about its own length, and write it to its rows."""
+        """Run every prompt once, together with prompts of similar length, and write it to its rows."""
         by_length: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
         for prompt in rows:
             by_length[_round_up(len(prompt), 8)].append(prompt)
@@ -232,7 +232,7 @@ class ImageSampler:
         if self._greedy:
             tokens = guided.argmax(-1)
         else:
-            # In float64, where cumulative rounding stays far below the smallest probability that matters.
+            # In float64 the cumulative rounding stays far below the smallest relevant probability.
             cumulative = guided.exp().cumsum(-1, dtype=torch.float64)
             target = self._uniforms[at].unsqueeze(1) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, target, right=True).squeeze(1)
@@ -252,7 +252,7 @@ class ImageSampler:
         self._columns[:rows] += self._live[:rows]
 
     def _release(self, places: dict[int, int]) -> dict[int, SampledImage]:
-        """Free places (number -> key) and give what they hold."""
+        """Free places (number -> key) and return their pictures."""
         if not places:
             return {}
         index = torch.tensor(list(places), device=self._live.device)

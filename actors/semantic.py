@@ -1,7 +1,8 @@
 """The semantic-level CoT with vLLM: an engine in this process over the language model of a Janus checkpoint.
 
-vLLM is given the model's shape only and never reads a checkpoint. Weights always come through its weight-transfer
-interface, so the first load, a sync and a restart are one path; until then nothing can be generated.
+vLLM gets only the model's shape and never reads a checkpoint. Weights always arrive through its weight-transfer
+interface, so the first load, a sync and a restart use the same path. Before the first weights nothing can be
+generated.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _METRICS = {
     "vllm:prefix_cache_queries": "prefix_cache_queries",
     "vllm:prefix_cache_hits": "prefix_cache_hits",
 }
-"""vLLM's metrics that are passed on, and their names here; its kv_cache_usage_perc is a share of 1."""
+"""The forwarded metrics of vLLM, and their names here; vLLM's kv_cache_usage_perc is a share of 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class WriteRequest:
 class SemanticWriter:
     """vLLM's engine, one step at a time.
 
-    Log-probs are those of the distribution that is drawn from, after temperature, with no top-p; where top-k is on,
-    those of the full softmax. At temperature 0 they are those at temperature 1.
+    Log-probs are those of the sampling distribution, after temperature and without top-p; with top-k they are those
+    of the full softmax. At temperature 0 they are those at temperature 1.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class SemanticWriter:
     ) -> None:
         """Start the engine; `model` is the checkpoint's language model config, `dtype` its number format.
 
-        `base` are the weights that a LoRA adapter is merged into.
+        A LoRA adapter is merged into the weights `base`.
 
         Raises:
             ValueError: the model's positions leave no room for a prompt beside `max_tokens`.
@@ -104,8 +105,8 @@ class SemanticWriter:
                 tensor_parallel_size=config.tensor_parallel,
                 worker_extension_cls=WORKER,
                 enable_prefix_caching=config.prefix_caching,
-                # A prompt that is prefilled in parts draws and discards tokens, which its seed's generator then lacks
-                # (and which fails on CPUs).
+                # A prompt that is prefilled in parts draws and discards tokens, which advances its seed's generator
+                # (and fails on CPUs).
                 enable_chunked_prefill=False,
                 enforce_eager=config.enforce_eager,
                 gpu_memory_utilization=config.gpu_memory_utilization,
@@ -122,7 +123,7 @@ class SemanticWriter:
     def check(self, request: WriteRequest) -> None:
         """
         Raises:
-            WeightsError: there are no weights yet, or the last update failed half way.
+            WeightsError: there are no weights yet, or the last update broke off.
             PromptError: the prompt is empty or too long.
         """
         if self.version is None:
@@ -166,13 +167,14 @@ class SemanticWriter:
             self._llm.llm_engine.abort_request(known)
 
     def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> int:
-        """Put tensors, under their Janus `state_dict` names, into the engine, or an adapter merged into its base.
+        """Load tensors, under their Janus `state_dict` names, into the engine; an adapter is merged into its base
+        first.
 
         No request may be running.
 
         Raises:
-            WeightTransferError: they are not all that the model needs; the engine is as it was.
-            WeightsHalfWritten: they did not fit, or the base could not be read; the engine is of no use.
+            WeightTransferError: tensors that the model needs are missing; the engine is unchanged.
+            WeightsHalfWritten: they did not fit, or the base could not be read; the engine is unusable.
         """
         from transport.weights.vllm_engine import apply_to_vllm
 
@@ -184,13 +186,13 @@ class SemanticWriter:
         return version
 
     def receive(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> int:
-        """Take part in the broadcast of `manifest`, with the engine's workers at `seat` and those that follow it.
+        """Take part in the broadcast of `manifest`, with the engine's workers at `seat` and the seats after it.
 
-        No request may be running. `deadline_s` seconds bound the meeting of the members, and again the transfer.
+        No request may be running. The meeting of the members may take `deadline_s` seconds, and so may the transfer.
 
         Raises:
-            WeightTransferError: the members did not meet, or it is not what the model needs; the engine is as it was.
-            WeightsHalfWritten: the broadcast broke off; the engine is of no use.
+            WeightTransferError: the members did not meet, or the tensors do not fit; the engine is unchanged.
+            WeightsHalfWritten: the broadcast broke off; the engine is unusable.
         """
         from transport.weights.vllm_engine import broadcast_to_vllm
 
@@ -200,7 +202,7 @@ class SemanticWriter:
 
     @contextmanager
     def _replacing_weights(self, version: int) -> Iterator[None]:
-        """End with no version, with which nothing is drawn, where weights are half written."""
+        """Leave the engine without a version if weights are half written; then it draws nothing."""
         before, self.version = self.version, None
         try:
             yield
@@ -212,12 +214,12 @@ class SemanticWriter:
         self.version = version
 
     def metrics(self) -> dict[str, float]:
-        """vLLM's own: counters since the start, and what is now."""
+        """vLLM's own metrics: counters since the start, and present values."""
         values = {_METRICS[one.name]: float(one.value) for one in self._llm.get_metrics() if one.name in _METRICS}
         return {f"vllm_{name}": value for name, value in values.items()}
 
     def close(self) -> None:
-        """End the workers of a tensor-parallel engine; the engine is then of no use."""
+        """End the workers of a tensor-parallel engine; afterwards the engine is unusable."""
         if self._config.tensor_parallel > 1:
             self._llm.llm_engine.engine_core.shutdown()
 
@@ -236,7 +238,7 @@ class SemanticWriter:
 
 
 class _Here(WeightReceiver):
-    """The receiver of tensors that have arrived already."""
+    """The receiver of tensors that have already arrived."""
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         self._tensors = tensors
@@ -246,7 +248,7 @@ class _Here(WeightReceiver):
 
 
 def _drawn_logprobs(completion: Any) -> list[float]:
-    """The log-prob of each drawn token; at every position vLLM lists it first."""
+    """The log-prob of each drawn token; vLLM lists it first at every position."""
     flat = completion.logprobs
     drawn = [flat.token_ids[start] for start in flat.start_indices]
     if drawn != list(completion.token_ids):
@@ -261,22 +263,22 @@ def _write_shape(model: LlamaConfig, dtype: str, folder: Path) -> None:
 
 
 def _prepare_process(config: SemanticConfig) -> None:
-    """Settings that vLLM reads when it is imported, or that nothing can change once its engine runs."""
+    """Apply settings that vLLM reads at import, or that cannot change once its engine runs."""
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",  # tensors are handed to the engine by reference
-        VLLM_CONFIGURE_LOGGING="0",  # its lines go where this process's lines go
+        VLLM_CONFIGURE_LOGGING="0",  # vLLM logs to this process's log
         VLLM_NO_USAGE_STATS="1",
         HF_HUB_OFFLINE="1",
     )
     if not config.gpus:
-        # Compiling takes longer than it saves on a CPU; the flag also covers a dynamo that is imported already.
+        # On a CPU compilation costs more than it saves; the flag also covers a dynamo that is already imported.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         torch._dynamo.config.disable = True
-        # vLLM's kernels go by OpenMP's own number, and fail where torch has another one.
+        # vLLM's kernels use OpenMP's number of threads, and fail if torch has another one.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
-        # Binding wants a memory node for each worker, and refuses where one node has all the cores.
+        # Binding needs one memory node per worker, and fails if one node has all the cores.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if config.tensor_parallel > 1:
             os.environ["OMP_NUM_THREADS"] = str(config.threads)  # of the workers, which start with it
-    # It tries a chat template at the start, and logs a traceback for want of the tokenizer it is told not to load.
+    # It tries a chat template at the start, and logs a traceback because it was told to load no tokenizer.
     logging.getLogger("vllm.renderers.base").setLevel(logging.CRITICAL)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class SemanticActor:
-    """Writes CoTs; calls that come side by side are decoded together.
+    """Writes CoTs; concurrent calls share one batch.
 
     Has no weights until the first `apply_weights` (or `load_checkpoint`).
     """
@@ -65,7 +65,7 @@ class SemanticActor:
         return [SemanticOutput(segment, self._prompts.decode(segment.token_ids)) for segment in segments]
 
     async def apply_weights(self, published: Published) -> int:
-        """Take a published version; running requests finish at the old one. Returns the version.
+        """Apply a published version; running requests finish at the old one. Returns the version.
 
         Raises:
             WeightTransferError: the transfer failed, or lacks a tensor; the old weights stay.
@@ -77,10 +77,10 @@ class SemanticActor:
         return await self._load(published.version, tensors)
 
     async def receive_weights(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> int:
-        """Take part in a broadcast, in a group where this actor has `seat`, and as many as it has workers.
+        """Take part in a broadcast; the actor's workers have `seat` and the seats after it.
 
-        Running requests finish before. Returns the version. `deadline_s` seconds bound the meeting of the members,
-        and again the transfer.
+        Running requests finish first. Returns the version. The meeting of the members may take `deadline_s` seconds,
+        and so may the transfer.
 
         Raises:
             WeightTransferError: the members did not meet, or a tensor does not fit; the old weights stay.
@@ -90,14 +90,14 @@ class SemanticActor:
         return await self._replace(lambda: self._writer.receive(manifest, seat, deadline_s))
 
     async def load_checkpoint(self, version: int = 0) -> int:
-        """Take the language model from the policy's checkpoint as it lies on disk, whose files are mapped."""
+        """Load the language model from the policy's checkpoint on disk; its files are memory-mapped."""
         return await self._load(version, list(open_checkpoint(self._folder).tensors(LANGUAGE_MODEL)))
 
     async def _load(self, version: int, tensors: list[tuple[str, Tensor]]) -> int:
         return await self._replace(lambda: self._writer.load(version, tensors))
 
     async def _replace(self, work: Callable[[], int]) -> int:
-        """Have the engine's thread give it new weights; the version."""
+        """Load new weights in the engine's thread; returns the version."""
         start = time.perf_counter()
         try:
             version = await self._loop.exclusive(work, self._config.deadline_s)
@@ -123,6 +123,6 @@ class SemanticActor:
         )
 
     def close(self) -> None:
-        """Stop taking work, what is running fails; and end the engine's worker processes, where it has any."""
+        """Stop taking work (running requests fail), and end the engine's worker processes, if it has any."""
         self._loop.close()
         self._writer.close()

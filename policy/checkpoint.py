@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers  # its model classes are imported on first use, which takes seconds
+import transformers  # imports its model classes on first use, which takes seconds
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
@@ -92,7 +92,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: the folder is no Janus checkpoint, files are missing, cut short or damaged, or the tensors
-    do not match the config; the message lists the first of each kind.
+            do not match the config; the message lists the first of each kind.
     """
     folder = Path(folder)
     layout, raw = read_config(folder)
@@ -203,7 +203,7 @@ def _stored(checkpoint: Checkpoint, names: list[str]) -> list[str]:
 
 
 def expected_shapes(config: transformers.JanusConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the state dict of a Janus with that config; imports the model's classes, which takes 1 s."""
+    """Names and shapes of the state dict of a Janus with that config; imports its classes, which takes 1 s."""
     with torch.device("meta"):
         model = transformers.JanusForConditionalGeneration(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers  # its model classes are imported on first use, which takes seconds
+import transformers  # imports its model classes on first use, which takes seconds
 from torch.nn import Parameter
 from transformers.initialization import no_init_weights
 
@@ -39,7 +39,7 @@ def check_checkpoint(folder: str | Path, templates: Templates | None = None) -> 
 
     Raises:
         CheckpointError: as `open_checkpoint`, or the tokenizer is missing or lacks special tokens, including those of
-    `templates`.
+            `templates`.
     """
     with _told_as_setting(folder):
         return _open(folder, templates)[0].config

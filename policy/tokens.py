@@ -123,9 +123,7 @@ class PromptBuilder:
         return [self._layout.bos, *self._tokenizer.encode(text, add_special_tokens=False)]
 
     def _plain(self, text: str) -> str:
-        while (
-            plain := self._reserved.sub("", text)
-        ) != text:  # removing a token may join its neighbours into another one
+        while (plain := self._reserved.sub("", text)) != text:  # removing one token may create another
             text = plain
         return text
 

@@ -40,7 +40,7 @@ class RunFolder:
 
         Raises:
             RunError: the folder already holds a run and neither `resume` nor `fresh` was given, or it holds no run to
-        resume, or a run with another config.
+                resume, or a run with another config.
         """
         if resume and not self.config.is_file():
             raise RunError(f"{self.path} holds no run to resume; leave --resume out to start one")

@@ -29,8 +29,8 @@ class RaySession:
         """Join the cluster, or start one, and check that the pools fit. Call `ray_environment.prepare` first.
 
         Raises:
-        RunError: there is no cluster at the address, the pools are larger than the cluster, or the cluster has
-        several machines and the run has no Redis that all of them reach.
+            RunError: there is no cluster at the address, the pools are larger than the cluster, or the cluster has
+                several machines and the run has no Redis that all of them reach.
         """
         address = cluster_address(config)
         temporary = None if address else tempfile.mkdtemp(prefix="bicot-")
