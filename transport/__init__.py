@@ -1,4 +1,4 @@
-"""What travels: the trajectory group and its wire format, the Redis buffer, the weight channel.
+"""The trajectory group and its wire format, the Redis buffer, and the weight channel.
 
     rollout side ── TrajectoryBuffer.append ──> Redis Stream ── TrajectoryBuffer.claim ──> learner
     actors <── WeightReceiver.receive ── Ray objects, one a bucket <── WeightPublisher.publish ── learner

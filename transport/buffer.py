@@ -1,9 +1,9 @@
-"""The trajectory buffer: one Redis Stream a run, between the rollout side and the learner.
+"""The trajectory buffer: one Redis Stream per run, between the rollout side and the learner.
 
     append ──> stream ──claim──> pending of a consumer ──acknowledge──> gone, its id known as trained
 
-A group id is appended once, ever: `append` refuses an id that is in the stream or trained. A group leaves the stream
-only when it was trained, or when a resumed run rewinds the buffer.
+A group id is appended only once: `append` refuses an id that is in the stream or was trained. A group leaves the
+stream only after training, or when a resumed run rewinds the buffer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transport.wire import pack, unpack
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A group that is ours until acknowledged; `entry_id` is its place in the stream."""
+    """A group that this consumer owns until it acknowledges it; `entry_id` is the group's place in the stream."""
 
     entry_id: str
     group: TrajectoryGroup
@@ -33,7 +33,7 @@ class Claim:
 class BufferStats:
     """`depth` groups in the stream, of which `pending` are claimed; the oldest is `oldest_age_s` seconds old.
 
-    `bytes` is the packed size of what is there; `appended` counts since the run's first start.
+    `bytes` is the packed size of the groups in the stream; `appended` counts since the run's first start.
     """
 
     depth: int
@@ -44,7 +44,7 @@ class BufferStats:
 
 
 class TrajectoryBuffer:
-    """One process's end of the buffer. Make one in each process; it does not travel.
+    """One process's end of the buffer. Create one in each process; it cannot be pickled.
 
     Args:
         url: redis://[user:password@]host:port/db, rediss:// for TLS, or unix://PATH.
@@ -67,14 +67,14 @@ class TrajectoryBuffer:
             raise ValueError(f"capacity {capacity}: a buffer holds at least one group")
         self.run, self.capacity = run, capacity
         self._stream = RunStream(url, run, reconnect_s)
-        self._ready: dict[str, Entry] = {}  # ours, not yet given to the caller
+        self._ready: dict[str, Entry] = {}  # claimed by us, not yet given to the caller
         self._given: set[str] = set()  # given to the caller, not yet acknowledged
 
     def append(self, group: TrajectoryGroup, deadline_s: float) -> bool:
         """Put a group at the end; waits while the buffer is full. False if its id is known already.
 
-        Atomic, and safe to repeat. Where Redis took a group and died before it said so, the repeated attempt, made
-        here, is answered with False.
+        Atomic, and safe to repeat. If Redis stored the group and died before it answered, this method tries again,
+        and that attempt returns False.
 
         Raises:
             BufferTimeout: still full after `deadline_s` seconds.
@@ -100,14 +100,14 @@ class TrajectoryBuffer:
                 pause = min(2 * pause, 0.25)
 
     def claim(self, count: int, deadline_s: float) -> list[Claim]:
-        """The next `count` groups in the order they were appended, ours until acknowledged.
+        """The next `count` groups in the order they were appended; claimed until they are acknowledged.
 
-        Groups that were claimed and not given to the caller since this object was made come first: by a process
-        that is gone, or by a claim that ran out of time.
+        Groups from an earlier claim that no caller received come first: claims of a process that died, or claims
+        that ran out of time.
 
         Raises:
-            BufferTimeout: fewer after `deadline_s` seconds; they stay ours, and the next claim returns them first.
-            BufferCorrupt: an entry cannot be read. It stays ours, and in the way, until a rewind.
+            BufferTimeout: fewer after `deadline_s` seconds; they stay claimed, and the next claim returns them first.
+            BufferCorrupt: an entry cannot be read. It stays claimed, and blocks later claims, until a rewind.
         """
         ends_at = time.monotonic() + deadline_s
         while True:
@@ -131,7 +131,7 @@ class TrajectoryBuffer:
         return claims
 
     def read(self, entry_ids: Iterable[str]) -> list[TrajectoryGroup]:
-        """The groups at these entries, in this order, whoever claimed them: for the learner's other ranks.
+        """The groups at these entries, in this order, regardless of the claimer: for the learner's other ranks.
 
         Raises:
             BufferCorrupt: an entry is not there (acknowledged, or never was), or cannot be read.
@@ -145,9 +145,9 @@ class TrajectoryBuffer:
         return groups
 
     def acknowledge(self, entry_ids: Iterable[str]) -> int:
-        """These groups are trained: they leave the stream, all at once, and their ids stay known.
+        """Remove trained groups from the stream, all at once; their ids stay known.
 
-        Returns how many were still there; repeating it does nothing.
+        Returns how many were still there; repeating the call does nothing.
         """
         entries = list(entry_ids)
         done = self._stream.acknowledge(entries)
@@ -155,11 +155,11 @@ class TrajectoryBuffer:
         return done
 
     def rewind(self, trained: Iterable[str]) -> int:
-        """Drop every group, and let exactly the ids in `trained` be known, as if nothing had happened since.
+        """Drop every group, and make exactly the ids in `trained` the known ones.
 
-        For the start of a run, before anyone appends or claims: what was in flight is made again. Returns how many
-        groups were dropped. Safe to repeat. A process of the old run that still appended would have its groups taken
-        for ours: end it first.
+        Call it at the start of a run, before any append or claim: in-flight groups are rolled out again. Returns the
+        number of dropped groups. Safe to repeat. End all processes of the old run first: the groups that they append
+        would count as this run's.
         """
         dropped = self._stream.depth()
         self._stream.clear(trained)
@@ -179,7 +179,7 @@ class TrajectoryBuffer:
         self._stream.close()
 
     def _take(self, entries: Iterable[Entry]) -> None:
-        """Keep entries that are ours now."""
+        """Keep newly claimed entries."""
         self._ready.update((entry.entry_id, entry) for entry in entries if entry.entry_id not in self._given)
 
     def _decode(self, entry: Entry) -> TrajectoryGroup:

@@ -1,10 +1,10 @@
-"""The buffer's writes as Lua: each runs as a whole or not at all, whoever else is writing.
+"""The buffer's writes as Lua scripts: each is atomic, also with concurrent writers.
 
 Keys of every script: the stream, the set of known ids, the hash of counters. A stream entry is {"id", group id,
 "group", packed bytes}; its id stays known when it has left the stream.
 """
 
-# Redis before 7 logs a script, not its effects, unless told; replayed, XADD would make another entry id.
+# By default Redis before 7 logs the script, not its effects; a replayed XADD would create another entry id.
 _EFFECTS = "if redis.replicate_commands then redis.replicate_commands() end\n"
 
 APPEND = (

@@ -8,7 +8,7 @@ class TransportError(RuntimeError):
 
 
 class WireError(TransportError):
-    """Bytes that are no trajectory group, or a group that cannot be written; names what is wrong with it."""
+    """Bytes that are no trajectory group, or a group that cannot be written; names the fault."""
 
 
 class RedisUnavailable(TransportError):
@@ -28,8 +28,8 @@ class BufferCorrupt(TransportError):
 
 
 class WeightTransferError(TransportError):
-    """Weights that did not arrive whole; names the version, the bucket and the deadline."""
+    """Weights that did not arrive completely; names the version, the bucket and the deadline."""
 
 
 class WeightsHalfWritten(WeightTransferError):
-    """An update that broke off when some weights were replaced; the engine that holds them is of no use."""
+    """An update that broke off after some weights were replaced; their engine is unusable."""

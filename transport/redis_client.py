@@ -1,4 +1,4 @@
-"""How bicot talks to Redis: one way to make a client, one way to name it, one way to fail."""
+"""Access to Redis: the client, its name in messages, and its errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connect(url: str) -> redis.Redis:
     """A client for `url`, which connects at its first command. It never repeats a command by itself.
 
     Raises:
-        RedisUnavailable: not a Redis URL. The message holds no part of it, for that might be a piece of a password.
+        RedisUnavailable: not a Redis URL. The message shows no part of it, because it might contain a password.
     """
     try:
         if shown(url) == MALFORMED:
@@ -55,7 +55,7 @@ def shown(url: str) -> str:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return MALFORMED
-    if "@" in parts.path:  # a password with a slash: what looks like host and path is a piece of it
+    if "@" in parts.path:  # a password with a slash: the part that looks like host and path belongs to it
         return MALFORMED
     return f"{parts.scheme}://{host}{port}{parts.path}"
 

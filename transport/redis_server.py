@@ -1,8 +1,8 @@
-"""A redis-server of the run's own, for runs that are given no URL; and the check of one that they are given.
+"""The run's own redis-server, for runs without a URL; and the check of a given URL.
 
-It listens on a Unix socket that only its user may open, and on no port. It appends every write to a file in its
-folder before it answers, so that whoever kills it loses nothing. When the machine itself goes down the run goes with
-it, and its checkpoint counts. Started again in the same folder it holds the same data.
+The server listens on a Unix socket that only its user may open, and on no port. It appends every write to a file in
+its folder before it answers, so a killed server loses nothing. If the machine itself fails, the run fails too, and
+resumes from its checkpoint. A server that starts again in the same folder has the same data.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RedisServer:
         return self._process.poll() is None
 
     def close(self, deadline_s: float = 10.0) -> None:
-        """Shut down cleanly, the data on disk; killed where it takes longer than `deadline_s` seconds."""
+        """Shut down cleanly, with the data on disk; kills the server after `deadline_s` seconds."""
         atexit.unregister(self.close)
         self._process.terminate()
         try:
@@ -98,12 +98,12 @@ class RedisServer:
 def start_server(folder: str | Path, deadline_s: float = 30.0) -> RedisServer:
     """Start redis-server in `folder` (made if need be) and wait until it answers, its file replayed.
 
-    It ends with this process, however that ends, if started from its main thread; at a regular exit in any case.
-    Ctrl-C in the terminal does not reach it.
+    If started from the main thread, it ends with this process in every case; otherwise only at a regular exit. Ctrl-C
+    in the terminal does not reach it.
 
     Raises:
-        RedisUnavailable: no binary, another server in the same folder, or none that answers within `deadline_s`
-            seconds; carries the end of its log.
+        RedisUnavailable: no binary, another server in the same folder, or no answer within `deadline_s` seconds; the
+            message has the end of the server's log.
     """
     binary, folder = find_binary(), Path(folder).resolve()
     ends_at = time.monotonic() + deadline_s
@@ -212,7 +212,7 @@ def _takes_a_socket(path: Path) -> bool:
 def _spawn(binary: Path, folder: Path, path: Path, lock: int) -> subprocess.Popen[bytes]:
     options = {**_OPTIONS, "unixsocket": str(path)}
     command = [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
-    # The kernel ties the promise to the thread that starts the child, and only the main one is sure to stay.
+    # The kernel ties this promise to the thread that starts the child, and only the main thread surely lives on.
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         launcher = _LAUNCHER.format(signal=int(signal.SIGTERM))
         command = [sys.executable, "-I", "-S", "-c", launcher, str(os.getpid()), *command]
@@ -229,7 +229,7 @@ def _spawn(binary: Path, folder: Path, path: Path, lock: int) -> subprocess.Pope
 
 
 def _lock(folder: Path, ends_at: float, deadline_s: float) -> int:
-    """A lock that the server inherits and holds while it lives: two servers on one file would destroy it."""
+    """A lock that the server inherits and holds while it lives: two servers would destroy a shared file."""
     descriptor = os.open(folder / "redis.lock", os.O_RDWR | os.O_CREAT, 0o600)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Where processes that form a group find one another: a socket that is bound before anyone is told its address."""
+"""The meeting point of processes that form a group: a socket that is bound before its address is announced."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the first of a group waits for the others."""
+    """The address at which the first process of a group waits for the others."""
 
     host: str
     port: int
 
 
 class Rendezvous:
-    """The first one's listening socket, which nobody else can take once its address is told."""
+    """The listening socket of the first process; no other process can take the announced address."""
 
     def __init__(self, host: str) -> None:
         """Bind to `host`, an address of this machine; loopback stays loopback."""
@@ -26,5 +26,5 @@ class Rendezvous:
         self.endpoint = Endpoint(host, self._socket.getsockname()[1])
 
     def detach(self) -> int:
-        """Hand the socket's file descriptor over; this object is done with it."""
+        """Return the socket's file descriptor; this object no longer owns it."""
         return self._socket.detach()

@@ -30,8 +30,8 @@ class Entry(NamedTuple):
 class RunStream:
     """The keys of one run, `bicot:{run}:...`, and every command on them.
 
-    Every method raises BufferUnavailable, with the URL but not its password, where Redis does not answer for
-    `reconnect_s` seconds (or until the call's own `ends_at`, on the monotonic clock) or refuses a command.
+    Every method raises BufferUnavailable, with the URL but not its password, if Redis refuses a command or does not
+    answer for `reconnect_s` seconds (or until the call's own `ends_at`, on the monotonic clock).
     """
 
     def __init__(self, url: str, run: str, reconnect_s: float) -> None:
@@ -45,7 +45,7 @@ class RunStream:
         )
         self._keys = [self._stream, self._known, self._counters]
         self.interrupted = True
-        """Set when a reply may have been lost, and with it entries that are ours since."""
+        """Set when a reply may have been lost, and with it newly claimed entries."""
         try:
             self._redis = connect(url)
         except RedisUnavailable as error:
@@ -91,7 +91,7 @@ class RunStream:
         return [next(_entries(page), None) for page in self._call(f"reading {len(entry_ids)} groups", None, fetch)]
 
     def acknowledge(self, entry_ids: list[str]) -> int:
-        """Number of entries that were there, and are not any more; their ids are trained."""
+        """Remove these entries; returns how many were there. Their ids count as trained."""
         what = f"acknowledging {len(entry_ids)} groups"
         return int(self._call(what, None, self._acknowledge, self._keys, [GROUP, *entry_ids]))
 
@@ -130,7 +130,7 @@ class RunStream:
         return reply[0][1] if reply else []
 
     def _call(self, what: str, ends_at: float | None, command: Callable[..., _T], *args: Any) -> _T:
-        """Run a command, again and again while Redis does not answer. All commands here may be repeated."""
+        """Run a command; repeat it while Redis does not answer. All commands here may be repeated."""
         started = time.monotonic()
         give_up_at = min(started + self._reconnect_s, ends_at if ends_at is not None else float("inf"))
         pause = 0.02

@@ -1,4 +1,4 @@
-"""The trajectory group: one prompt, its G members, and all that the learner needs to know of them."""
+"""The trajectory group: one prompt, its G members, and all that the learner needs for training on them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ImageSegment:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One rollout (s, t) and its rewards by name; None is a reward that is missing, never a zero."""
+    """One rollout (s, t) and its rewards by name; None marks a missing reward, which is not zero."""
 
     seed: int
     semantic: SemanticSegment | None

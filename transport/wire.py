@@ -3,9 +3,9 @@
     "BCTG" | version u16 | CRC-32 u32 of all that follows | header bytes u32 | JSON header | safetensors
 
 The arrays are the group's token ids (int32, on the wire only), its log-probs (float32) and its pictures (uint8, PNG
-bytes): semantic segments first, then images, each kind in the members' order, end to end. The header holds their
-lengths, the prompt record, and every scalar, in columns: one list a field, not one object a member. Few arrays and
-few lists, because each tensor and each object of its own costs more than its bytes do.
+bytes): semantic segments first, then images, each kind in the members' order, end to end. The header has their
+lengths, the prompt record, and every scalar, in columns: one list per field, not one object per member. A separate
+tensor or object costs more than its bytes, so there are few arrays and lists.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Wire(BaseModel):
 
 
 class _Segments(_Wire):
-    """One kind of segment, of the members that have it; `prompt` and `tokens` are lengths."""
+    """The segments of one kind, of the members that have it; `prompt` and `tokens` are lengths."""
 
     prompt: tuple[NonNegativeInt, ...]
     tokens: tuple[NonNegativeInt, ...]
@@ -55,7 +55,7 @@ class _ImageSegments(_Segments):
 
 
 class _Header(_Wire):
-    """`seed` to `png`, which is a length, have a place for each member."""
+    """`seed` to `png` have one entry per member; `png` is a length."""
 
     id: str = Field(min_length=1)
     index: int
@@ -129,7 +129,7 @@ def unpack(data: bytes | memoryview) -> TrajectoryGroup:
     """The group that `pack` wrote. Its log-probs are views of one array, its token ids of another.
 
     Raises:
-        WireError: `data` is anything else; says what is wrong with it.
+        WireError: `data` is not such a group; names the fault.
     """
     view = memoryview(data)
     if len(view) < _PRELUDE.size:
@@ -165,7 +165,7 @@ def _columns(
 
 
 def _are_rows(tensors: list[torch.Tensor], dtype: torch.dtype, lengths: list[int] | None = None) -> bool:
-    """Whether all are of that dtype, of one dimension, and of those lengths where any are given."""
+    """Whether all have that dtype, one dimension, and the given lengths, if any are given."""
     if not ({tensor.dtype for tensor in tensors} <= {dtype} and {tensor.dim() for tensor in tensors} <= {1}):
         return False
     return lengths is None or [tensor.numel() for tensor in tensors] == lengths
@@ -197,7 +197,7 @@ def _misfit(group: TrajectoryGroup) -> WireError:
 
 
 def _arrays(payload: bytes) -> dict[str, torch.Tensor]:
-    """The three arrays of a payload, over the memory that safetensors read them into."""
+    """The three arrays of a payload, as views of safetensors' memory."""
     try:
         found = load(payload)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

@@ -6,14 +6,14 @@
     every other one   member = BroadcastMember(seats[n]);   check manifest.shapes() against the model
                       member.meet(version, deadline_s);     load(member.receive(manifest, deadline_s))
 
-A broadcast has two parts. `meet` returns when every member is in its turn and the group is connected; until then a
-missing member costs nobody more than the wait, and all weights are as they were. Then buckets follow one another, one
-broadcast each, the next one under way while one is packed or loaded; a receiver whose broadcast breaks off now has
-weights of two versions. vLLM's packed NCCL transfer works alike; torch's process groups serve both sides here, as
-an image actor is not to import vLLM. NCCL or gloo is all that differs between GPUs and CPUs.
+A broadcast has two parts. `meet` returns when every member is ready and the group is connected. Until then a missing
+member costs only the wait, and all weights are unchanged. Then the buckets follow, one broadcast each; the next one
+travels while the last one is loaded. If the broadcast breaks off now, a receiver has weights of two versions. vLLM's
+packed NCCL transfer works in the same way; both sides here use torch's process groups, because an image actor must
+not import vLLM. Between GPUs and CPUs only the backend differs: NCCL or gloo.
 
-Members tell one another through a key-value store in the driver, which is asked several times a second during every
-wait: whoever fails says so there, as does the driver for a process that died, and all others stop at once.
+Members communicate through a key-value store in the driver, and poll it several times a second during every wait. A
+member that fails reports it there; the driver does so for a process that died. Then all other members stop at once.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _GO = "go"
 _TRAILER = 3
 """int64 at the end of every bucket's buffer: version, number of the bucket, checksum."""
 _ASK_S = 0.2
-"""Between two questions whether the broadcast is stopped, while a bucket is on its way."""
+"""Time between two polls for a stop of the broadcast, while a bucket travels."""
 _WORD_S = 1.0
-"""That a member waits for the others to say that they have stopped, to name those which are silent."""
+"""Time that a member waits for the others to report their stop; then it names the silent ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A process's place in a group: `rank` among `members`, of which the first sends.
+    """A process's place in a group: `rank` among `members`; the first member sends.
 
-    `epoch` tells groups apart which met at the same `store`.
+    `epoch` distinguishes groups that met at the same `store`.
     """
 
     store: Endpoint
@@ -64,7 +64,7 @@ class Seat:
 
     @property
     def name(self) -> str:
-        """What the member is called in errors."""
+        """The member's name in errors."""
         return self.members[self.rank]
 
     def worker(self, number: int) -> Seat:
@@ -73,7 +73,7 @@ class Seat:
 
 
 class BroadcastHost:
-    """The driver's side: the store where members meet, and the making of groups."""
+    """The driver's side: it has the store where members meet, and forms groups."""
 
     def __init__(self, host: str) -> None:
         """Open the store at `host`, an address of this machine that every member reaches; loopback stays loopback."""
@@ -99,7 +99,7 @@ class BroadcastHost:
         _stop(self._store, _key(self._epoch, version), reason)
 
     def forget(self, version: int) -> None:
-        """Drop what the members of the newest group told of `version`; all of them are done with it."""
+        """Drop the store's entries about `version`, after all members of the newest group are done with it."""
         prefix = _key(self._epoch, version)
         for key in self._store.list_keys():
             if key.startswith(prefix):
@@ -119,11 +119,11 @@ class BroadcastMember:
         self._broken = False
 
     def meet(self, version: int, deadline_s: float) -> None:
-        """Wait until every member is here for `version`, and connect with them, the first time.
+        """Wait until every member is ready for `version`; the first call also connects them.
 
         Raises:
-            WeightTransferError: names who is missing when `deadline_s` seconds have passed, or who stopped it. All
-                members get it, and no weight was sent.
+            WeightTransferError: names the members that are missing after `deadline_s` seconds, or that stopped the
+                broadcast. All members get this error, and no weight was sent.
         """
         self._begin(version, deadline_s)
         where = f"weights {version}, before the first bucket"
@@ -158,12 +158,12 @@ class BroadcastMember:
                 self._fail("connecting", error)
 
     def send(self, manifest: WeightManifest, tensors: Iterable[tuple[str, Tensor]], deadline_s: float) -> None:
-        """Rank 0, after `meet`: broadcast `tensors`, which are those of `manifest` in its order.
+        """Rank 0, after `meet`: broadcast `tensors`, which must be those of `manifest` in its order.
 
-        They may be generated one at a time, on any device, and may change when the next one is asked for.
+        The tensors may be generated one at a time, on any device. A tensor may change once the next one is requested.
 
         Raises:
-            WeightTransferError: it broke off, or the tensors are others than the manifest's; receivers fail too.
+            WeightTransferError: it broke off, or the tensors differ from the manifest; receivers fail too.
         """
         self._begin(manifest.version, deadline_s)
         size = max(map(_padded, manifest.bucket_bytes))
@@ -184,7 +184,7 @@ class BroadcastMember:
                 if spec.bucket > index:
                     flush()
                     index, filled = spec.bucket, 0
-                    self._finish(all_but=1)  # the bucket before this one may still be on its way
+                    self._finish(all_but=1)  # the previous bucket may still be travelling
                 buffers[index % 2][filled : spec.offset] = 0
                 filled = spec.offset + spec.nbytes
                 flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -198,13 +198,13 @@ class BroadcastMember:
     def receive(
         self, manifest: WeightManifest, deadline_s: float, keep: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
-        """The others, after `meet`: every `(name, tensor)` of `manifest`, on the group's device.
+        """The other ranks, after `meet`: every `(name, tensor)` of `manifest`, on the group's device.
 
-        A tensor is valid until the next one is asked for, with `keep` for good. Whoever stops iterating before the
-        end breaks the broadcast off for all.
+        A tensor is valid until the next one is requested; with `keep` it stays valid. A member that stops iterating
+        early breaks the broadcast off for all.
 
         Raises:
-            WeightTransferError: it broke off, or a bucket was damaged; what came before it may have been used.
+            WeightTransferError: it broke off, or a bucket was damaged; earlier tensors may already be in use.
         """
         self._begin(manifest.version, deadline_s)
         size = max(map(_padded, manifest.bucket_bytes))
@@ -231,7 +231,7 @@ class BroadcastMember:
                 if not damaged and not _sealed(arrived, manifest, index):
                     damaged = f"{_bucket(manifest, index)}: damaged, its checksum does not match"
                 if damaged:
-                    continue  # others may receive through this process: it takes part to the end
+                    continue  # other members may receive through this process: it takes part until the end
                 for spec in by_bucket.get(index, ()):
                     data = arrived[spec.offset : spec.offset + spec.nbytes]
                     yield spec.name, data.view(spec.dtype).view(spec.shape)
@@ -240,12 +240,12 @@ class BroadcastMember:
             raise WeightTransferError(damaged)
 
     def leave(self) -> None:
-        """Give the group up, whatever is under way in it."""
+        """Leave the group, even during a transfer."""
         self._works.clear()  # whose last one, too, keeps connections open, at which the others would wait
         group, self._group, self._store = [self._group], None, None
         if group[0] is not None:
             group[0].abort()
-            # gloo ends with what it has under way: in a thread, as that may take until a deadline passes.
+            # gloo first finishes its running transfers, which may take until a deadline; so do it in a thread.
             threading.Thread(target=group.clear, name="leaves-broadcast").start()
 
     def _begin(self, version: int, deadline_s: float) -> None:
@@ -265,7 +265,7 @@ class BroadcastMember:
         self._store.set(self._name(what, self.seat.rank), "1")
 
     def _without(self, *whats: str) -> list[str]:
-        """Names of the members that told none of `whats`."""
+        """Names of the members that reported none of `whats`."""
         return [
             name
             for rank, name in enumerate(self.seat.members)
@@ -279,7 +279,7 @@ class BroadcastMember:
             self._fail(where, error)
 
     def _finish(self, all_but: int = 0) -> None:
-        """Wait for the broadcasts that were started, but for the last `all_but`; a stop in the store ends it."""
+        """Wait for the started broadcasts, except the last `all_but`; a stop in the store ends the wait."""
         while len(self._works) > all_but:
             where = self._works[0][1]
             pause, asked = _Pause(), time.monotonic()
@@ -298,7 +298,7 @@ class BroadcastMember:
             self._works.popleft()
 
     def _fail(self, where: str, error: BaseException) -> NoReturn:
-        """Leave the group, let the others know, and say who is silent, or who stopped it."""
+        """Leave the group, inform the other members, and raise an error that names who is silent or stopped it."""
         self._broken = True
         reason = " ".join(str(error).split())
         try:
@@ -316,7 +316,7 @@ class BroadcastMember:
 
     @contextmanager
     def _stopping_others(self) -> Iterator[None]:
-        """Break the broadcast off for all where anything but the broadcast itself goes wrong in between."""
+        """Break the broadcast off for all members if anything else fails inside the context."""
         try:
             yield
         except BaseException as error:
@@ -341,7 +341,7 @@ def at_seat(member: BroadcastMember | None, seat: Seat) -> BroadcastMember:
 
 
 class _Pause:
-    """Sleeps, a little longer every time."""
+    """Sleeps, a little longer each time."""
 
     def __init__(self) -> None:
         self._seconds = 5e-5
@@ -356,7 +356,7 @@ def _key(epoch: int, version: int) -> str:
 
 
 def _stop(store: Any, key: str, reason: str) -> None:
-    """Stop a broadcast, before its start or in the middle, if that was given; the first reason stays."""
+    """Stop a broadcast, before or after its start; the first reason stays."""
     if store.compare_set(f"{key}start", "", reason).decode() == _GO:
         store.compare_set(f"{key}stop", "", reason)
 
@@ -366,7 +366,7 @@ def _connect(endpoint: Endpoint, deadline_s: float) -> Any:
 
 
 def _group(seat: Seat, store: Any, deadline_s: float) -> Any:
-    """A process group of its own, beside any that the process has: no default group is made or used."""
+    """A separate process group: torch's default group is neither created nor used."""
     timeout = timedelta(seconds=max(1.0, deadline_s))
     group: Any = dist.ProcessGroupNCCL if seat.backend == "nccl" else dist.ProcessGroupGloo
     options = group.Options() if seat.backend == "nccl" else group._Options()
@@ -378,7 +378,7 @@ def _group(seat: Seat, store: Any, deadline_s: float) -> Any:
 
 
 def _own_address(endpoint: Endpoint) -> str:
-    """The address of this machine on the way to `endpoint`; nothing is sent."""
+    """The address of this machine on the route to `endpoint`; nothing is sent."""
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((endpoint.host, endpoint.port))
@@ -387,7 +387,7 @@ def _own_address(endpoint: Endpoint) -> str:
 
 @contextmanager
 def _errors_are_ours() -> Iterator[None]:
-    """Have an NCCL group that is made meanwhile abort its communicator on an error, and not the whole process."""
+    """Let an NCCL group created inside the context abort its communicator on an error, not the whole process."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     before = os.environ.get(name)
     os.environ[name] = "2"
@@ -406,14 +406,14 @@ def _padded(nbytes: int) -> int:
 
 
 def _seal(buffer: Tensor, manifest: WeightManifest, index: int) -> None:
-    """Write the trailer of a bucket that is filled."""
+    """Write the trailer of a full bucket."""
     nbytes = manifest.bucket_bytes[index]
     trailer = torch.tensor([manifest.version, index, checksum(buffer[:nbytes])])
     buffer[-ALIGNMENT:].view(torch.int64)[:_TRAILER].copy_(trailer)
 
 
 def _sealed(buffer: Tensor, manifest: WeightManifest, index: int) -> bool:
-    """Whether this is the bucket that was sent."""
+    """Whether the bucket arrived as it was sent."""
     trailer = buffer[-ALIGNMENT:].view(torch.int64)[:_TRAILER].tolist()
     return bool(trailer == [manifest.version, index, checksum(buffer[: manifest.bucket_bytes[index]])])
 

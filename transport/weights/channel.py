@@ -1,6 +1,6 @@
-"""What a weight transport is: a publisher on the learner, a receiver on every actor, a manifest between them.
+"""The parts of a weight transport: a publisher on the learner, a receiver on every actor, a manifest between them.
 
-A broadcast (`broadcast`) has the manifest in common with it, but no publisher: both sides act at once.
+`broadcast` uses the same manifest but has no publisher: both sides act at the same time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from policy.lora import SCALE
 from transport.errors import WeightTransferError
 
 ALIGNMENT = 64
-"""Bytes; every tensor of a bucket starts at a multiple of it, so that a view of any dtype is possible."""
+"""Bytes; every tensor of a bucket starts at a multiple of this number, so a view of any dtype is possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightManifest:
-    """All that a receiver has to know before the first byte comes.
+    """All that a receiver must know before the first byte arrives.
 
-    `tensors` stand in the order in which they were published, `bucket_bytes` and `checksums` are one a bucket. A
-    receiver may allocate its buckets from it. A broadcast has no `checksums` here: each comes at its bucket's end.
+    `tensors` are in published order; `bucket_bytes` and `checksums` have one entry per bucket. A receiver may
+    allocate its buckets from the manifest. A broadcast has no `checksums` here: each follows at the end of its
+    bucket.
     """
 
     version: int
@@ -51,10 +52,10 @@ class WeightManifest:
     def of(
         cls, version: int, layout: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], bucket_bytes: int
     ) -> WeightManifest:
-        """The manifest of tensors that are only known by name, dtype and shape.
+        """The manifest of tensors that are known only by name, dtype and shape.
 
         Raises:
-            WeightTransferError: there is none, or a name comes twice.
+            WeightTransferError: there is no tensor, or a name comes twice.
         """
         plan = BucketPlan(bucket_bytes)
         for name, dtype, shape in layout:
@@ -68,19 +69,19 @@ class WeightManifest:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is a LoRA adapter that travels (`policy.lora`)."""
+        """Whether the tensors are a LoRA adapter (`policy.lora`)."""
         return any(spec.name == SCALE for spec in self.tensors)
 
     def stand_ins(self) -> list[tuple[str, torch.Tensor]]:
-        """A tensor of each name, dtype and shape, without memory: to check what is to come against a model."""
+        """Tensors with these names, dtypes and shapes but without memory: to check the manifest against a model."""
         return [(spec.name, torch.zeros((), dtype=spec.dtype).expand(spec.shape)) for spec in self.tensors]
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One version of the weights, as it is handed to actors; small, and safe to pass between Ray actors.
+    """One published version of the weights; small, and safe to pass between Ray actors.
 
-    `handles` belong to the transport: for the object store one object reference a bucket.
+    `handles` belong to the transport: for the object store one object reference per bucket.
     """
 
     manifest: WeightManifest
@@ -88,7 +89,7 @@ class Published:
 
     @property
     def version(self) -> int:
-        """Number of the weight version; rises by publication."""
+        """The weight version; it increases with every publication."""
         return self.manifest.version
 
     @property
@@ -98,19 +99,20 @@ class Published:
 
     @property
     def checksum(self) -> int:
-        """Of the buckets' checksums: equal for equal weights in equal buckets."""
+        """Checksum of the buckets' checksums: equal for equal weights in equal buckets."""
         return zlib.crc32(b"".join(value.to_bytes(4, "big") for value in self.manifest.checksums))
 
 
 class WeightPublisher(ABC):
-    """The learner's side. Invariant: `newest` is a version that is there as a whole."""
+    """The learner's side. Invariant: `newest` is completely published."""
 
     @abstractmethod
     def publish(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> Published:
         """Publish `tensors` as `version`, which is greater than any before.
 
-        Where several ranks share the tensors (ZeRO 3), iterating gathers them, a collective: each rank iterates,
-        one of them here. Tensors may be generated one at a time and may change once this returns.
+        If several ranks share the tensors (ZeRO 3), iterating is a collective that gathers them: every rank must
+        iterate, and one of them does so here. Tensors may be generated one at a time, and may change once this
+        returns.
 
         Raises:
             WeightTransferError: nothing to publish, a name twice, or a version that does not rise.
@@ -118,7 +120,7 @@ class WeightPublisher(ABC):
 
     @abstractmethod
     def newest(self) -> Published | None:
-        """The version that an actor which joins late asks for; None before the first."""
+        """The newest version, for an actor that joins late; None before the first."""
 
 
 class WeightReceiver(ABC):
@@ -137,9 +139,9 @@ class WeightReceiver(ABC):
 
 
 class BucketPlan:
-    """Lays tensors into buckets of at most `bucket_bytes` bytes; a larger tensor has a bucket of its own.
+    """Assigns tensors to buckets of at most `bucket_bytes` bytes; a larger tensor gets its own bucket.
 
-    The layout depends on the order, dtypes and shapes only, so both sides of a broadcast can make it.
+    The layout depends only on order, dtypes and shapes, so both sides of a broadcast compute the same one.
     """
 
     def __init__(self, bucket_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Weights through Ray's object store: one object a bucket, one `ray.get` a bucket, no copy on the actor's side."""
+"""Weights through Ray's object store: one object and one `ray.get` per bucket, no copy on the actor's side."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from transport.weights.checksum import checksum
 
 
 class ObjectStorePublisher(WeightPublisher):
-    """Copies tensors into CPU buckets and puts each as one Ray object; a tensor that is a bucket is put as it lies.
+    """Copies tensors into CPU buckets and puts each as one Ray object; a tensor with its own bucket is not copied.
 
-    The objects belong to the process that publishes: they live while this publisher holds them, which it does for the
-    newest version and the one before (an actor may still be reading that), and are lost if the process dies.
+    The objects belong to the publishing process, and are lost if it dies. The publisher keeps the newest version and
+    the one before, because an actor may still read the earlier one.
     `bucket_mb` is in MiB, 2**20 bytes.
     """
 
@@ -29,7 +29,7 @@ class ObjectStorePublisher(WeightPublisher):
         self._held: list[Published] = []
 
     def publish(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> Published:
-        """See `WeightPublisher`; tensors may be on any device, and may change once the next one is asked for."""
+        """See `WeightPublisher`; tensors may be on any device, and may change once the next one is requested."""
         if self._held and version <= self._held[-1].version:
             raise WeightTransferError(f"weights {version}: version {self._held[-1].version} is already published")
         plan = BucketPlan(len(self._staging))
@@ -52,7 +52,7 @@ class ObjectStorePublisher(WeightPublisher):
                 filled = 0
             data = tensor.detach().contiguous().view(-1).view(torch.uint8)
             if spec.nbytes > len(self._staging):
-                put(data.cpu())  # a bucket of its own, out of the memory where it lies
+                put(data.cpu())  # a bucket of its own, put directly from its memory
                 continue
             self._staging[filled : spec.offset] = 0
             filled = spec.offset + spec.nbytes

@@ -1,15 +1,15 @@
-"""Published weights into a vLLM engine, through vLLM's own weight-transfer interface.
+"""Loads published weights into a vLLM engine, through vLLM's own weight-transfer interface.
 
     backend = register()                                   # before the LLM is made
     llm = LLM(..., weight_transfer_config=WeightTransferConfig(backend=backend), worker_extension_cls=WORKER)
     version = apply_to_vllm(llm, published, deadline_s=60.0)                    # out of the object store
     version = broadcast_to_vllm(llm, published.manifest, seat, deadline_s=60.0)     # every worker receives for itself
 
-The first weights, every sync and a restart are the same path: make the LLM with `load_format="dummy"` and apply.
-The engine has to live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0). A single worker does so too, and
-gets tensors by reference; the workers of a tensor-parallel engine are processes of their own, which map tensors from
-a file in shared memory and take a shard of each. In a broadcast each worker is a member of the group, and takes its
-shard of every bucket as it comes.
+The first weights, every sync and a restart use the same path: create the LLM with `load_format="dummy"` and apply.
+The engine must live in the caller's process (VLLM_ENABLE_V1_MULTIPROCESSING=0). So does a single worker, which gets
+tensors by reference. The workers of a tensor-parallel engine are separate processes: they map tensors from a file in
+shared memory and take a shard of each. In a broadcast each worker is a member of the group, and takes its shard of
+every bucket as it arrives.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ CHUNK_BYTES = 1 << 30
 
 @cache
 def register() -> str:
-    """Make the engine known to vLLM, in this process; returns the backend's name. Any number of calls is one."""
+    """Register the engine with vLLM, in this process; returns the backend's name. Repeated calls do nothing."""
     WeightTransferEngineFactory.register_engine(BACKEND, ChannelEngine)
-    # It warns at every sync that rotary tables, which no checkpoint holds, "failed to load"; names are checked below.
+    # At every sync vLLM warns that rotary tables "failed to load"; no checkpoint has them. We check names below.
     logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     return BACKEND
 
@@ -61,19 +61,19 @@ def apply_to_vllm(
     receiver: WeightReceiver | None = None,
     base: BaseWeights | None = None,
 ) -> int:
-    """Give `llm` the published weights and forget its prefix cache; returns the version it now has.
+    """Load the published weights into `llm` and clear its prefix cache; returns the version that `llm` now has.
 
-    What is published may be a LoRA adapter: it is merged into `base`, the weights of the policy's checkpoint, and
-    those that it does not change come from there as well, for vLLM takes all weights or none. They are read and
-    merged one by one as vLLM loads them. Version 0 of an adapter is 0, and gives the checkpoint's weights.
+    A published LoRA adapter is merged into `base`, the weights of the policy's checkpoint. vLLM takes all weights or
+    none, so unchanged weights come from `base` too. They are read and merged one by one as vLLM loads them. Version 0
+    of an adapter is 0, and gives the checkpoint's weights.
 
-    Everything is received and checked before the first weight is touched, so a transfer that fails leaves the engine
-    as it was. No request may be running. Blocks for at most `deadline_s` seconds of transfer, plus the copy.
+    Everything is received and checked before the first weight changes, so a failed transfer leaves the engine
+    unchanged. No request may be running. Blocks for at most `deadline_s` seconds of transfer, plus the copy.
 
     Raises:
         WeightTransferError: the transfer failed, the weights are not all that the model needs, or do not fit it, or
             requests are running.
-        WeightsHalfWritten: it broke off when some weights were replaced.
+        WeightsHalfWritten: it broke off after some weights were replaced.
     """
     _require_idle(llm, published.version)
     arrived = list((receiver or ObjectStoreReceiver()).receive(published, deadline_s))
@@ -92,16 +92,16 @@ def apply_to_vllm(
 def broadcast_to_vllm(
     llm: LLM, manifest: WeightManifest, seat: Seat, *, deadline_s: float, base: BaseWeights | None = None
 ) -> int:
-    """Take part in the broadcast of `manifest`, and forget the prefix cache; returns the version `llm` now has.
+    """Take part in the broadcast of `manifest`, and clear the prefix cache; returns the version that `llm` now has.
 
-    The engine's workers sit at `seat` and those that follow it. Each loads what comes, bucket by bucket; of an
-    adapter, all is received and then merged into `base`, as in `apply_to_vllm`. No request may be running. Blocks for
-    at most `deadline_s` seconds until all members are there, and as long again until all has arrived.
+    The engine's workers have `seat` and the seats after it. Each loads bucket by bucket; an adapter is first received
+    completely and then merged into `base`, as in `apply_to_vllm`. No request may be running. Blocks for at most
+    `deadline_s` seconds until all members are ready, and as long again for the transfer.
 
     Raises:
         WeightTransferError: the weights are not all that the model needs, or do not fit it; requests are running; or
-            the members did not meet. The engine is as it was.
-        WeightsHalfWritten: it broke off when some weights were replaced.
+            the members did not meet. The engine is unchanged.
+        WeightsHalfWritten: it broke off after some weights were replaced.
     """
     _require_idle(llm, manifest.version)
     shapes, _ = _whole_weights(manifest.version, manifest.stand_ins(), base)
@@ -140,7 +140,7 @@ def _update(llm: LLM, version: int, load: Callable[[], None]) -> int:
 def _whole_weights(
     version: int, arrived: list[tuple[str, torch.Tensor]], base: BaseWeights | None
 ) -> tuple[dict[str, tuple[int, ...]], Iterable[tuple[str, torch.Tensor]]]:
-    """Shapes by vLLM's names of what arrived, and the weights themselves; an adapter's merge as they are iterated."""
+    """Shapes by vLLM's names, and the weights themselves; an adapter is merged during the iteration."""
     try:
         adapter = received_adapter(arrived)
     except AdapterError as error:
@@ -185,7 +185,7 @@ def _chunks(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[
 
 
 def vllm_name(name: str) -> str | None:
-    """The Llama checkpoint name of a Janus `state_dict` name; None for what is not the language model's."""
+    """The Llama checkpoint name of a Janus `state_dict` name; None outside the language model."""
     if name.startswith("model.language_model."):
         return "model." + name.removeprefix("model.language_model.")
     return name if name == "lm_head.weight" else None
@@ -193,9 +193,9 @@ def vllm_name(name: str) -> str | None:
 
 @dataclass
 class ChannelInitInfo(WeightTransferInitInfo):
-    """What the next update will hold; checked against the model before anything is touched.
+    """The contents of the next update; checked against the model before any weight changes.
 
-    With a `seat` it is a broadcast, whose members are met then.
+    With a `seat` the update is a broadcast, and the members meet now.
     """
 
     version: int
@@ -216,16 +216,16 @@ class ChannelUpdateInfo(WeightTransferUpdateInfo):
 
 
 class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
-    """Loads whatever it is handed, or receives in a broadcast."""
+    """Loads the tensors that it is given, or receives them in a broadcast."""
 
     init_info_cls = ChannelInitInfo
     update_info_cls = ChannelUpdateInfo
     _member: BroadcastMember | None = None
 
     def init_transfer_engine(self, init_info: ChannelInitInfo) -> None:
-        """Refuse an update that would leave a layer half written: vLLM fills what is missing with garbage.
+        """Refuse an update that would leave a layer incomplete: vLLM fills missing tensors with garbage.
 
-        Then meet the members of the broadcast, if it is one.
+        Then meet the members, if the update is a broadcast.
         """
         needed, version = self._checkpoint_shapes, init_info.version
         missing = sorted(needed.keys() - init_info.shapes)
@@ -247,7 +247,7 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ChannelUpdateInfo) -> None:
-        """Load them; vLLM copies each layer when it is complete."""
+        """Load the weights; vLLM copies each layer when the layer is complete."""
         if update_info.manifest is not None:
             self.model.load_weights(self._arriving(update_info.manifest, update_info))
         else:
@@ -256,16 +256,16 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
     def _arriving(
         self, manifest: WeightManifest, update_info: ChannelUpdateInfo
     ) -> Iterable[tuple[str, torch.Tensor]]:
-        """A broadcast's tensors under vLLM's names: as they come, or of an adapter when all of it has."""
+        """A broadcast's tensors under vLLM's names: as they arrive, or after an adapter has arrived completely."""
         assert self._member is not None
-        # vLLM keeps tensors until their layer is complete, so each bucket stays in memory of its own.
+        # vLLM keeps tensors until their layer is complete, so each bucket has its own memory.
         tensors = self._member.receive(manifest, update_info.deadline_s, keep=True)
         if manifest.is_adapter:
             return _whole_weights(manifest.version, list(tensors), update_info.base)[1]
         return ((target, tensor) for name, tensor in tensors if (target := vllm_name(name)) is not None)
 
     def finish_weight_update(self) -> None:
-        """Finish the layers that hold no checkpoint weights."""
+        """Finish the layers without checkpoint weights."""
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
@@ -276,20 +276,20 @@ class ChannelEngine(WeightTransferEngine[ChannelInitInfo, ChannelUpdateInfo]):
 
     @cached_property
     def _checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the model's parameters in a checkpoint; vLLM's own are fused, padded, and split among workers."""
+        """Shapes of the model's parameters in a checkpoint; vLLM's own tensors are fused, padded and sharded."""
         with torch.device("meta"):
             whole = AutoModelForCausalLM.from_config(self.model_config.hf_config)
         return {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
 
 
 class ChannelWorker:
-    """A part of each vLLM worker, whose process so imports this module, which makes the engine known there."""
+    """An extension of each vLLM worker: its process imports this module, which registers the engine there."""
 
     def prepare_weights(self, init_info: dict[str, Any]) -> str | None:
-        """What is wrong with the weights that are to come; None where nothing is.
+        """Check the announced weights; returns the problem, or None.
 
-        It is no exception: vLLM reads the answer of the first worker that raises one, and takes those of the others
-        for answers to its next call.
+        This method returns the problem and does not raise: after an exception vLLM reads only the first worker's
+        answer, and takes the other answers for those to its next call.
         """
         try:
             self.init_weight_transfer_engine(init_info)  # type: ignore[attr-defined]
