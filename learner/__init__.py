@@ -9,8 +9,8 @@ shell  engine       DeepSpeed steps on N ranks              zero          how De
        checkpoint   everything a run is resumed from        process_group rendezvous with deadlines
        rank         LearnerRank, which a Ray actor hosts    mfu           FLOPs of a step by what devices could do
 
-Gotchas: nearly every method of the engine is a collective, so an error on one rank leaves the others waiting until
-their deadline. Losses are sums that the engine divides by the tokens of the whole batch: never take a mean over a
-micro-batch. The reference policy is what the policy's checkpoint holds, also after a resume; with LoRA it is the
-model without its adapter, and no second copy of it.
+Gotchas: nearly every method of the engine is a collective, so after an error on one rank the others wait until their
+deadline. Losses are sums, and the engine divides them by the tokens of the whole batch: never take a mean over a
+micro-batch. The reference policy has the weights of the policy's checkpoint, also after a resume. With LoRA it is the
+model without its adapter; there is no second copy.
 """

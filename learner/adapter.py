@@ -21,9 +21,9 @@ _FOLDER = "adapter"
 
 
 class TrainedAdapter:
-    """Puts an adapter on `model`, whose other parameters are frozen by it.
+    """Adds an adapter to `model` and freezes the model's other parameters.
 
-    It starts at 0 (B is 0), and A is drawn from a seed of its own: the same on every rank and at every layout.
+    The adapter starts at 0 (B is 0). A fixed seed draws A, so A is the same on every rank and in every layout.
     """
 
     def __init__(self, model: JanusForConditionalGeneration, config: LoraConfig) -> None:
@@ -41,7 +41,7 @@ class TrainedAdapter:
         self._layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The matrices by the names that they travel under, each B behind its A."""
+        """The matrices by their published names, each B after its A."""
         return {
             name: parameter
             for weight, (a, b) in self.pairs().items()
@@ -60,7 +60,7 @@ class TrainedAdapter:
 
     @staticmethod
     def plain_name(name: str) -> str | None:
-        """The name that a state-dict name of the model had before; None for the adapter's own tensors."""
+        """The plain model's name for a state-dict name; None for the adapter's own tensors."""
         return None if ".lora_A." in name or ".lora_B." in name else name.replace(".base_layer.", ".")
 
     @contextmanager
@@ -76,7 +76,9 @@ class TrainedAdapter:
 
     def save(self, tensors: Mapping[str, tuple[Tensor, ...]], folder: Path) -> None:
         """Write whole A and B by weight in peft's format, for `PeftModel.from_pretrained` on the base checkpoint."""
-        folder = folder / _FOLDER  # beside config.json, transformers would put the adapter on the merged weights
+        folder = (
+            folder / _FOLDER
+        )  # in the folder of config.json, transformers would add the adapter to the merged weights
         folder.mkdir(parents=True, exist_ok=True)
         self._peft.save_pretrained(str(folder))
         named = {

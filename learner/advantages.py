@@ -13,7 +13,7 @@ from learner.config import ObjectiveConfig
 
 @dataclass(frozen=True, slots=True)
 class GroupAdvantages:
-    """What a group's rewards say about its G members.
+    """The advantages of a group's G members.
 
     `advantages` [G] float32, 0 where masked; `mask` [G] bool, True for members that train. `dropped` names
     the weighted rewards that no member has.
@@ -36,13 +36,13 @@ def group_advantages(
 
     A missing reward (absent, None or not finite) never counts as 0:
 
-    - a reward that no member has is dropped from the group, and the other weights are scaled up so that their sum
-      stays what it was (a reward that was not asked does not make the rest weigh less);
-    - a member that misses a reward which another member has is masked, since its total would be on another scale;
-    - a group with fewer than two members left is masked whole.
+    - a reward that no member has is dropped from the group, and the other weights are scaled up to the same sum (so a
+      reward that does not apply does not reduce the total);
+    - a member that lacks a reward which another member has is masked, because its total would be on another scale;
+    - a group with fewer than two unmasked members is masked completely.
 
-    Rewards of weight 0 are for people to look at and mask nobody. The mean and the (unbiased, as in TRL and T2I-R1)
-    standard deviation are taken over the members that are left, in float64.
+    Rewards of weight 0 are only reported and mask no member. The mean and the standard deviation (unbiased, as in TRL
+    and T2I-R1) are taken over the unmasked members, in float64.
     """
     names = [name for name, weight in weights.items() if weight != 0]
     values = torch.tensor(

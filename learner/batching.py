@@ -1,7 +1,8 @@
 """Rows of trajectory groups to balanced micro-batches, the same plan on every rank.
 
-A row is one segment of one member that trains. Every rank sees all groups and makes the whole plan, so ranks agree on
-the number and the kinds of micro-batches without talking: under ZeRO each forward and backward pass is a collective.
+A row is one segment of one member that trains. Under ZeRO each forward and backward pass is a collective, so ranks
+must agree on the number and the kinds of micro-batches. They agree without communication: every rank sees all groups
+and makes the whole plan.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SEGMENTS: tuple[Segment, ...] = ("semantic", "image")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What the rows of one micro-batch share."""
+    """The properties that all rows of one micro-batch share."""
 
     segment: Segment
     temperature: float
@@ -36,7 +37,7 @@ class Kind:
 class Row:
     """One segment to be trained: `prompt_ids` [P], `token_ids` [T], `behaviour` [T] log-probs.
 
-    `prompts` are those that it is scored under, `prompt_ids` and for guidance the unconditional prompt.
+    `prompts` are the prompts for scoring: `prompt_ids`, and for guidance also the unconditional prompt.
     """
 
     kind: Kind
@@ -48,20 +49,20 @@ class Row:
 
     @property
     def cost(self) -> int:
-        """Positions of the row where it shares none: what ranks are balanced by."""
+        """Positions of the row if it shared none; ranks are balanced by this number."""
         return sum(map(len, self.prompts)) + self.own
 
     @property
     def own(self) -> int:
-        """Positions behind the prompts, which no other row can share."""
+        """Positions after the prompts, which no other row can share."""
         return len(self.prompts) * (len(self.token_ids) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of one kind that share a forward and backward pass, of `positions` once shared prompts count once.
+    """Rows of one kind that share a forward and backward pass; `positions` counts shared prompts once.
 
-    A `filler` keeps a rank in step with ranks that have more rows; it is scored, and adds nothing to the loss.
+    A `filler` keeps a rank in step with ranks that have more rows; it is scored but adds nothing to the loss.
     """
 
     kind: Kind
@@ -75,7 +76,7 @@ class MicroBatch:
         return 0 if self.filler else sum(len(row.token_ids) for row in self.rows)
 
     def score_rows(self) -> ScoreRows:
-        """What the scorer needs of these rows."""
+        """The scorer's input for these rows."""
         rows = SegmentRows(
             prompts=[row.prompt_ids for row in self.rows],
             completions=[row.token_ids for row in self.rows],
@@ -98,7 +99,7 @@ class MicroBatch:
 class BatchPlan:
     """`micro_batches[rank]`: as many, and of the same kinds in the same order, on every rank.
 
-    `tokens` counts the completion tokens of the whole batch, both segments: what the loss is divided by.
+    `tokens` counts the completion tokens of the whole batch, both segments; the loss is divided by it.
     """
 
     micro_batches: tuple[tuple[MicroBatch, ...], ...]
@@ -111,7 +112,7 @@ def training_rows(
     distribution: Distribution,
     layout: TokenLayout,
 ) -> list[Row]:
-    """The rows of all members that train, group after group; members that are masked have none."""
+    """The rows of all members that train, group after group; masked members have none."""
     rows: list[Row] = []
     for group, scored in zip(groups, advantages, strict=True):
         for member, trains, advantage in zip(
@@ -145,9 +146,10 @@ def _image_row(segment: ImageSegment, advantage: float, distribution: Distributi
 def plan_batch(rows: Sequence[Row], ranks: int, micro_batch_tokens: int) -> BatchPlan:
     """Balance rows over ranks by their cost, and pack each rank's into micro-batches.
 
-    Rows keep their order, so that those of a group, which share prompts, stay together. No rank's cost exceeds an
-    even share by more than one row's. A micro-batch has at most `micro_batch_tokens` positions, guided rows counted
-    twice and shared ones once; a longer row has one of its own. The plan depends on its arguments only.
+    Rows keep their order, so the rows of a group, which share prompts, stay together. No rank's cost exceeds an even
+    share by more than the cost of one row. A micro-batch has at most `micro_batch_tokens` positions; guided rows
+    count twice and shared positions once. A longer row gets its own micro-batch. The plan depends only on the
+    arguments.
     """
     plans: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     for kind in sorted({row.kind for row in rows}, key=_order):
@@ -165,7 +167,7 @@ def _order(kind: Kind) -> tuple[int, float, float]:
 
 
 def _balance(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
-    """Cut the rows into a piece a rank: a row goes where its middle falls among even shares of the cost."""
+    """Cut the rows into one piece per rank: the middle of a row decides in which even share of the cost it falls."""
     shares: list[list[Row]] = [[] for _ in range(ranks)]
     total, before = sum(row.cost for row in rows), 0
     for row in rows:
@@ -175,7 +177,7 @@ def _balance(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
 
 
 def _pack(kind: Kind, rows: Sequence[Row], micro_batch_tokens: int) -> list[MicroBatch]:
-    """Rows in their order, as many to a micro-batch as it holds."""
+    """Pack the rows in order, as many per micro-batch as fit."""
     batches: list[MicroBatch] = []
     some: list[Row] = []
     seen, positions = _Positions(), 0

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: step, weights, optimizer, schedule and random states, together or not at all.
+"""Checkpoints of a run: step, weights, optimizer, schedule and random states, saved together or not at all.
 
     checkpoints/
         step-000040/
@@ -7,7 +7,7 @@
             random-00000.pt     random states of rank 0; one a rank
         step-000060.tmp/        a save that was cut short; ignored, and removed by the next save
 
-The folder has to be the same for all ranks (a shared file system, where they are on several machines).
+All ranks must see the same folder (a shared file system, if they are on several machines).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ENGINE = "engine"
 
 
 def save(engine: LearnerEngine, folder: str | Path, keep: int) -> Path:
-    """Write the checkpoint of `engine.steps`; a collective. The newest `keep` complete ones stay."""
+    """Write the checkpoint of `engine.steps`; a collective. The newest `keep` complete checkpoints stay on disk."""
     folder = Path(folder)
     final = folder / f"step-{engine.steps:06d}"
     draft = final.with_suffix(".tmp")
@@ -70,7 +70,7 @@ def save(engine: LearnerEngine, folder: str | Path, keep: int) -> Path:
 
 
 def complete(folder: str | Path) -> list[Path]:
-    """The complete checkpoints of a run, newest first; others are skipped with a warning that says what is wrong."""
+    """The complete checkpoints of a run, newest first; skips others with a warning that names the fault."""
     found = []
     for path in sorted(Path(folder).glob("step-*[0-9]"), reverse=True):
         try:
@@ -91,7 +91,7 @@ def newest(folder: str | Path, at_most: int | None = None) -> Path | None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint, after a look at whether every file is there with its size.
+    """The `state.json` of a checkpoint, after a check that every file exists with its size.
 
     Raises:
         CheckpointError: names the file that is missing, cut short or not readable.
@@ -113,11 +113,11 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load(engine: LearnerEngine, path: str | Path) -> None:
-    """Put `engine` where it was when `path` was saved; a collective.
+    """Restore `engine` to the state saved in `path`; a collective.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the checkpoint is of another policy, number of ranks or
-            ZeRO stage. The engine is then of no use.
+        CheckpointError: a file is missing or damaged, or the checkpoint has another policy, number of ranks or ZeRO
+            stage. The engine is then unusable.
     """
     path = Path(path)
     state = read_state(path)
@@ -133,7 +133,7 @@ def load(engine: LearnerEngine, path: str | Path) -> None:
 
 
 def _check_bytes(engine: LearnerEngine, files: list[Path]) -> None:
-    """Check the files' checksums, which torch.load does not; each rank a share, and all of them fail together."""
+    """Check the files' checksums, which torch.load does not. Each rank checks a share; all ranks fail together."""
     damaged: list[list[str]] = [[] for _ in range(engine.ranks)]
     mine = [str(file) for file in files[engine.rank :: engine.ranks] if _is_damaged(file)]
     dist.all_gather_object(damaged, mine)
@@ -142,7 +142,7 @@ def _check_bytes(engine: LearnerEngine, files: list[Path]) -> None:
 
 
 def _layout(engine: LearnerEngine) -> dict[str, Any]:
-    """What has to agree between a checkpoint and the run that loads it."""
+    """The properties that must agree between a checkpoint and the run that loads it."""
     return {
         "ranks": engine.ranks,
         "zero_stage": engine.config.zero_stage,
@@ -174,7 +174,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _is_damaged(file: Path) -> bool:
-    """Whether a file of torch.save, a zip archive, fails its own checksums."""
+    """Whether a file of torch.save (a zip archive) fails its own checksums."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is not None

@@ -1,6 +1,6 @@
 """The learner's engine: BiCoT-GRPO steps on this rank's share of a batch, through DeepSpeed.
 
-The update depends on the groups alone, not on ranks, ZeRO stage, micro-batches or packing: the loss is summed over
+The update depends only on the groups, not on ranks, ZeRO stage, micro-batches or packing: the loss is summed over
 tokens and divided by the number of tokens of the whole batch, and DeepSpeed's mean over ranks is undone.
 """
 
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 
 class LearnerEngine:
-    """One rank of the learner; the default process group has to exist (`learner.process_group.join`).
+    """One rank of the learner; the default process group must exist (`learner.process_group.join`).
 
-    Every method that is not marked otherwise is a collective: all ranks call it, with the same arguments.
+    Every method not marked otherwise is a collective: all ranks call it, with the same arguments.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class LearnerEngine:
     ) -> None:
         """Take over `policy` (its weights become this engine's); `trained` as in `PolicyConfig.trained`.
 
-        `reference` is the frozen reference policy, where it cannot be a copy of the weights that `policy` has now:
-        where ranks have parts of them (`learner.loading`).
+        `reference` is the frozen reference policy. It is needed if ranks hold only parts of the weights
+        (`learner.loading`); otherwise the engine copies the present weights of `policy`.
         """
         self.config = config
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
@@ -65,7 +65,7 @@ class LearnerEngine:
         self._trained = trained
         self._seconds: dict[str, float] = defaultdict(float)
         model = policy.model.requires_grad_(False)
-        # The reference is made first: it must not see DeepSpeed's hooks, nor gradients.
+        # Make the reference first: it must see neither DeepSpeed's hooks nor gradients.
         if reference is None and needs_reference(config):
             reference = self._copy(model)
         self._adapter = _adapter(model, trained, config)
@@ -104,10 +104,10 @@ class LearnerEngine:
     def step(self, groups: Sequence[TrajectoryGroup], reward_weights: Mapping[str, float]) -> dict[str, float]:
         """One optimizer step on `groups`, in the order of their `index`.
 
-        Without a single member to train, no step is taken, and the metrics say so (`tokens` is 0).
+        If no member trains, no step is taken; then `tokens` in the metrics is 0.
 
         Returns:
-            Metrics of the whole batch, the same on every rank; `seconds/...` are this rank's, and `mfu` goes by them.
+            Metrics of the whole batch, the same on every rank; `seconds/...` and `mfu` are this rank's.
         """
         self._seconds.clear()
         objective = self.config.objective
@@ -129,7 +129,7 @@ class LearnerEngine:
         return self._metrics(plan, scored, self._sum_over_ranks(totals), learning_rate)
 
     def _backward(self, batch: MicroBatch, batch_tokens: int) -> SegmentStats:
-        """Forward and backward pass of one micro-batch; leaves its gradient in DeepSpeed's hands."""
+        """Forward and backward pass of one micro-batch; DeepSpeed accumulates the gradient."""
         objective = self.config.objective
         rows, segment = batch.score_rows(), batch.kind.segment
         reference = self._reference_logprobs(rows)
@@ -145,13 +145,13 @@ class LearnerEngine:
                 objective,
             )
         with self._clock("backward"):
-            # DeepSpeed takes the mean over ranks; `ranks` makes it the sum that the objective asks for.
+            # DeepSpeed takes the mean over ranks; the factor `ranks` turns it into the objective's sum.
             scale = 0.0 if batch.filler else self.ranks / batch_tokens
             self.engine.backward(loss * scale, scale_wrt_gas=False)
         return stats
 
     def _reference_logprobs(self, rows: ScoreRows) -> Tensor | None:
-        """Log-probs [sum of T_i] of the reference policy: of its own model, or of this one without its adapter."""
+        """Log-probs [sum of T_i] of the reference policy: a separate model, or this one without its adapter."""
         objective = self.config.objective
         if objective.beta == 0:
             return None
@@ -200,10 +200,10 @@ class LearnerEngine:
         return metrics | {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
 
     def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """`(name, whole tensor)` of all that trains, in the model's order: what is published.
+        """`(name, whole tensor)` of every trained tensor, in the model's order, for publication.
 
         The names are those of the state dict, or those of an adapter (`policy.lora`), whose scale comes first.
-        Under ZeRO 3 every rank has to iterate to the end; a tensor is whole only until the next one is asked for.
+        Under ZeRO 3 every rank must iterate to the end; a tensor is whole only until the next one is requested.
         """
         if self._adapter is not None:
             yield SCALE, torch.tensor([self._adapter.scale], dtype=torch.float64)
@@ -212,24 +212,24 @@ class LearnerEngine:
                 yield name, parameter.detach()
 
     def trained_shapes(self) -> dict[str, list[int]]:
-        """Shape of every trained tensor, by the name that it is published under; not a collective."""
+        """Shape of every trained tensor, by its published name; not a collective."""
         return {name: list(whole_shape(parameter)) for name, parameter in self._parameters().items()}
 
     def trained_layout(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Name, number format and shape of what `trained_tensors` gives, in its order; not a collective."""
+        """Name, number format and shape of every tensor of `trained_tensors`, in its order; not a collective."""
         scale = [(SCALE, torch.float64, (1,))] if self._adapter is not None else []
         return [*scale, *((n, p.dtype, tuple(whole_shape(p))) for n, p in self._parameters().items())]
 
     def export(self, folder: str | Path) -> None:
         """Write the policy as a checkpoint in the Hugging Face layout, which `load_policy` reads; rank 0 writes.
 
-        An adapter is merged into its weights, and written beside them in peft's format, in the folder `adapter`.
+        An adapter is merged into the weights, and also written in peft's format, in the folder `adapter`.
         """
         export_policy(self._policy, self._adapter, self.config.zero_stage, Path(folder))
 
     @property
     def adapter_scale(self) -> float | None:
-        """What the adapter's product is multiplied by; None where all weights train. Not a collective."""
+        """The factor of the adapter's product; None without an adapter. Not a collective."""
         return self._adapter.scale if self._adapter is not None else None
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -238,7 +238,7 @@ class LearnerEngine:
         return trained_parameters(self._policy.model, self._trained)
 
     def _copy(self, model: JanusForConditionalGeneration) -> JanusForConditionalGeneration:
-        """A frozen copy; what does not train is shared with `model`, unless ZeRO 3 is going to partition it."""
+        """A frozen copy; it shares untrained tensors with `model`, unless ZeRO 3 will partition them."""
         trains = {id(value) for value in trained_parameters(model, self._trained).values()}
         shared = {} if self.config.zero_stage == 3 else {id(p): p for p in model.parameters() if id(p) not in trains}
         return copy.deepcopy(model, shared).eval()
@@ -253,7 +253,7 @@ class LearnerEngine:
 
 
 def needs_reference(config: LearnerConfig) -> bool:
-    """Whether a reference policy is kept in a model of its own: an adapter that is switched off leaves it."""
+    """Whether the reference policy needs its own model; with an adapter it is the model with the adapter off."""
     return config.objective.beta > 0 and config.lora is None
 
 

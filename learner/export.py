@@ -25,7 +25,7 @@ _DONE = -1
 
 @dataclass(frozen=True)
 class _Source:
-    """What one exported tensor is made of; `pair` is the adapter's A and B of it, if it has one."""
+    """The parts of one exported tensor; `pair` has its adapter's A and B, if there is one."""
 
     weight: Tensor
     pair: tuple[Parameter, Parameter] | None = None
@@ -42,9 +42,9 @@ class _Source:
 
 
 def export_policy(policy: Policy, adapter: TrainedAdapter | None, stage: int, folder: Path) -> None:
-    """Write the policy to `folder`, an adapter merged into it and beside it; a collective, in which rank 0 writes.
+    """Write the policy to `folder`, with an adapter merged and also beside it; a collective in which rank 0 writes.
 
-    One tensor at a time is whole in memory, also under ZeRO 3, where the others help rank 0 to every tensor it reads.
+    One tensor at a time is whole in memory. Under ZeRO 3 the other ranks help rank 0 to gather each tensor.
     """
     sources = _sources(policy, adapter)
     names = list(sources)
@@ -87,7 +87,7 @@ def _sources(policy: Policy, adapter: TrainedAdapter | None) -> dict[str, _Sourc
 
 
 def _next(index: int) -> int:
-    """Rank 0 says which tensor is read next; all ranks return it."""
+    """Rank 0 chooses the tensor that is read next; all ranks return it."""
     message = torch.tensor(index)
     dist.broadcast(message, 0)
     return int(message)

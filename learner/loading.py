@@ -1,4 +1,4 @@
-"""The engine of a checkpoint. Under ZeRO 3 no rank ever holds more of it than its part, and one tensor."""
+"""Loads the engine from a checkpoint. Under ZeRO 3 a rank never holds more than its part and one tensor."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def load_engine(policy: PolicyConfig, config: LearnerConfig, total_steps: int) -
 def _partitioned_model(
     checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device, config: LearnerConfig
 ) -> JanusForConditionalGeneration:
-    """The checkpoint's model, partitioned over the ranks as it is made; rank 0 reads, and hands each its part."""
+    """The checkpoint's model, partitioned over the ranks from the start; rank 0 reads and sends each its part."""
     with partitioned(dtype, config):
         model = empty_model(checkpoint, dtype)
     rotary = model.model.language_model.rotary_emb
-    # DeepSpeed made it on the device; on the CPU, frequencies are the same as in the actors.
+    # DeepSpeed computed it on the device; computed on the CPU, the frequencies equal those of the actors.
     model.model.language_model.rotary_emb = type(rotary)(checkpoint.config.text_config)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)

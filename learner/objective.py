@@ -4,8 +4,8 @@
     r  = exp(logp - logp_behaviour)
     k3 = exp(logp_reference - logp) - (logp_reference - logp) - 1
 
-The functions return *sums* over tokens. Whoever calls them divides by the number of tokens of the whole global batch,
-which is what makes the update independent of ranks, micro-batches and packing.
+The functions return *sums* over tokens. The caller divides by the number of tokens of the whole global batch; this
+makes the update independent of ranks, micro-batches and packing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from learner.config import ObjectiveConfig
 class SegmentStats:
     """Statistics of one segment over its trained tokens: 0-dimensional float64 tensors without gradient.
 
-    All are sums, but for the two maxima. `loss` is what `segment_loss` returns; `reference_kl` sums k3 to the
+    All are sums, except the two maxima. `loss` is what `segment_loss` returns; `reference_kl` sums k3 to the
     reference, `behaviour_kl` the same estimate of KL(behaviour, new); `clipped` counts tokens whose gradient the clip
     cut off; `entropy` is in nats; `gap_max` is the largest |logp - logp_behaviour|.
     """
@@ -43,7 +43,7 @@ class SegmentStats:
         return cls(*torch.zeros(len(fields(cls)), dtype=torch.float64, device=device))
 
     def per_token(self) -> dict[str, float]:
-        """Means over the tokens, by the names of the metrics; of one token at least."""
+        """Means over the tokens, by metric name; needs at least one token."""
         tokens = self.tokens.item()
         return {
             "tokens": tokens,
@@ -72,7 +72,7 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def surrogate(ratio: Tensor, advantages: Tensor, config: ObjectiveConfig) -> Tensor:
-    """The surrogate that is maximised, per token: min(r A, clip(r) A), or r A where the clip is off. Elementwise."""
+    """The surrogate to maximise, per token: min(r A, clip(r) A), or r A without the clip. Elementwise."""
     if not config.clip:
         return ratio * advantages
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
@@ -96,7 +96,7 @@ def segment_loss(
         reference: log-probs of the frozen reference [tokens]; None where beta is 0.
         entropy: entropy of the new distribution, in nats [tokens].
         advantages: each token's member's advantage [tokens].
-        weight: policy-gradient weight of the segment; the KL is not weighted by it.
+        weight: policy-gradient weight of the segment; it does not apply to the KL.
     """
     ratio = torch.exp(logprobs - behaviour)
     loss = -weight * surrogate(ratio, advantages, config).sum()

@@ -27,7 +27,7 @@ def join(rank: int, ranks: int, endpoint: Endpoint, rendezvous: Rendezvous | Non
     """
     timeout = timedelta(seconds=deadline_s)
     if ipaddress.ip_address(endpoint.host).is_loopback and os.uname().sysname == "Linux":
-        # gloo listens on the address of the host's name unless it is told which interface to use.
+        # Without a given interface gloo listens on the address of the host's name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:

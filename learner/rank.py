@@ -1,4 +1,4 @@
-"""One learner rank, as a Ray actor hosts it: groups out of the buffer, steps, weights into the weight channel."""
+"""One learner rank, hosted by a Ray actor: it reads groups from the buffer, takes steps, and publishes weights."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class LearnerRank:
         all: publish(version); or rank 0: announce(version) -> manifest, all: broadcast(manifest, seat, deadline)
         all: save(folder), load(folder), export(folder)
 
-    Calls for all ranks are collectives: they are made on every rank at once, with the same arguments, and fail on all
-    of them within `learner.deadline_s` when one is missing.
+    Calls marked "all" are collectives: make them on every rank at once, with the same arguments. If a rank is
+    missing, they fail on all ranks within `learner.deadline_s`.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class LearnerRank:
         self._claimed: dict[str, TrajectoryGroup] = {}
 
     def address(self, host: str = "127.0.0.1") -> Endpoint:
-        """Rank 0: where the others find it; opens a socket at `host`, an address of its machine, if there are others.
+        """Rank 0: the other ranks' address; opens a socket at `host`, an address of its machine, if any exist.
 
-        Where the ranks are on several machines, `host` has to be an address that all of them reach.
+        If the ranks are on several machines, all of them must reach `host`.
         """
         if self._ranks == 1:
             return Endpoint(host, 0)
@@ -102,7 +102,7 @@ class LearnerRank:
             self._joined = load_engine(self._policy, self._settings, self._total_steps)
 
     def claim(self, groups: int, deadline_s: float) -> list[str]:
-        """Rank 0: entry ids of the next `groups` groups of the buffer, ours until acknowledged.
+        """Rank 0: entry ids of the next `groups` groups of the buffer, claimed until acknowledged.
 
         Raises:
             BufferTimeout: there are fewer within `deadline_s` seconds; the next claim starts with those.
@@ -138,11 +138,11 @@ class LearnerRank:
         return metrics
 
     def acknowledge(self, entry_ids: Sequence[str]) -> int:
-        """Rank 0: these groups are trained, and leave the buffer; how many were still there."""
+        """Rank 0: remove these trained groups from the buffer; returns how many were still there."""
         return self._buffer.acknowledge(entry_ids)
 
     def publish(self, version: int) -> Published | None:
-        """Publish the trained tensors as `version`; a collective, of which rank 0 returns what actors pull."""
+        """Publish the trained tensors as `version`; a collective. Rank 0 returns the publication for the actors."""
         engine, self._version = self._engine, version
         with self._together("publishing weights"):
             if engine.rank == 0:
@@ -151,9 +151,9 @@ class LearnerRank:
         return None
 
     def publish_present(self) -> Published | None:
-        """Publish the weights as they are, for an actor that joins late; a collective, as `publish`.
+        """Publish the present weights, for an actor that joins late; a collective, as `publish`.
 
-        Their version is that of the last `publish` or `broadcast`, and one more for each step since.
+        Their version is that of the last `publish` or `broadcast`, plus one for each step since.
         """
         newest = self._publisher.newest()
         if newest is not None and newest.version == self._version:
@@ -161,13 +161,13 @@ class LearnerRank:
         return self.publish(self._version)
 
     def announce(self, version: int) -> WeightManifest:
-        """Rank 0: what a broadcast of `version` is going to hold."""
+        """Rank 0: the manifest of a broadcast of `version`."""
         return WeightManifest.of(version, self._engine.trained_layout(), self._bucket_bytes)
 
     def broadcast(self, manifest: WeightManifest, seat: Seat, deadline_s: float) -> None:
-        """Broadcast the trained tensors as `announce`d; a collective, of which rank 0 has `seat`, and sends.
+        """Broadcast the trained tensors as `announce`d; a collective. Rank 0 has `seat` and sends.
 
-        `deadline_s` seconds bound the wait for the receivers, and again the transfer.
+        The wait for the receivers may take `deadline_s` seconds, and so may the transfer.
 
         Raises:
             WeightTransferError: rank 0: a receiver is missing, or it broke off.
@@ -183,7 +183,7 @@ class LearnerRank:
                 self._member.send(manifest, tensors, deadline_s)
             finally:
                 if self._settings.zero_stage == 3:
-                    for _ in tensors:  # the other ranks gather to the end, whatever became of it
+                    for _ in tensors:  # the other ranks gather to the end, even after an error
                         pass
         return None
 
@@ -203,7 +203,7 @@ class LearnerRank:
     def load(self, folder: str) -> int:
         """Go back to the newest complete checkpoint of `folder`; a collective.
 
-        Returns its step; 0 where there is no checkpoint, and nothing changes.
+        Returns its step. Without a checkpoint it returns 0 and changes nothing.
 
         Raises:
             CheckpointError: it is damaged, or of another policy, number of ranks or ZeRO stage.
@@ -237,7 +237,7 @@ class LearnerRank:
 
     @contextmanager
     def _together(self, work: str) -> Iterator[None]:
-        """Say in our words that a collective broke, which torch tells as a socket's failure."""
+        """Turn a broken collective, which torch reports as a socket error, into a clear sentence."""
         started = time.monotonic()
         try:
             yield

@@ -8,9 +8,9 @@ from learner.config import OptimizerConfig
 
 
 def lr_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """What the peak learning rate is multiplied by in update number `step` (from 0) of `total_steps`.
+    """The factor of the peak learning rate in update number `step` (from 0) of `total_steps`.
 
-    It rises linearly over the warm-up, whose last step has the peak, then follows `schedule`; where that falls, it
+    It rises linearly over the warm-up, whose last step has the peak, and then follows `schedule`. A falling schedule
     would reach 0 at step `total_steps`.
     """
     if step < config.warmup_steps:

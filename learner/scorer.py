@@ -1,4 +1,4 @@
-"""The scorer of policy/ as the learner's engine wraps it."""
+"""The form of policy/'s scorer that the learner's engine wraps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from policy.scoring import Distribution, Scorer, ScoreRows
 
 
 class SegmentScorer(Scorer):
-    """A scorer of rows of one segment, whose forward pass returns tensors: ZeRO 3 sees no others."""
+    """A scorer of rows of one segment. Its forward pass returns plain tensors, because ZeRO 3 sees no others."""
 
     def forward(self, rows: ScoreRows, distribution: Distribution = "guided") -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Log-probs and entropy [sum of T_i]."""
@@ -20,5 +20,5 @@ class SegmentScorer(Scorer):
 
 
 def heads(scorer: Scorer) -> list[torch.nn.Parameter]:
-    """The parameters of both heads, whose last matrices score chunk after chunk without a call of their modules."""
+    """The parameters of both heads; scoring uses their last matrices in chunks, without calling the modules."""
     return [*scorer.model.lm_head.parameters(), *scorer.model.model.generation_head.parameters()]

@@ -1,7 +1,7 @@
 """DeepSpeed, set up for the learner: the one module that configures it.
 
-Gotchas: DeepSpeed reads its accelerator at import; and on a CPU it compiles a C++ extension for minutes before the
-first step (and waits for ever for the lock of a compilation that was killed), unless it is told that it can't.
+Gotchas: DeepSpeed reads its accelerator at import. On a CPU it compiles a C++ extension for minutes before the first
+step, unless it is told that it can't; after a killed compilation it waits for ever for the lock.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def train_engine(
     config: LearnerConfig,
     total_steps: int,
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap `module`, of which `trained` get gradients and optimizer state (AdamW), in this process group.
+    """Wrap `module` in this process group; `trained` get gradients and optimizer state (AdamW).
 
     `step()` is the accumulation boundary: any number of backward passes may precede it.
-    `heads` are called more often than once a pass: ZeRO 3 keeps them whole.
+    A pass uses `heads` several times, so ZeRO 3 keeps them whole.
     """
     settings = config.optimizer
     optimizer = torch.optim.AdamW(
@@ -68,7 +68,7 @@ def train_engine(
 
 
 def frozen_engine(module: nn.Module, heads: Iterable[nn.Parameter], config: LearnerConfig) -> nn.Module:
-    """The frozen reference: partitioned over the ranks under ZeRO 3, as it is elsewhere."""
+    """The frozen reference: under ZeRO 3 partitioned over the ranks, otherwise unchanged."""
     if config.zero_stage != 3:
         return module
     parameters = list(module.parameters())
@@ -79,7 +79,7 @@ def frozen_engine(module: nn.Module, heads: Iterable[nn.Parameter], config: Lear
 
 
 def partitioned(dtype: torch.dtype, config: LearnerConfig) -> AbstractContextManager[Any]:
-    """Under it, modules keep a part of each parameter on each rank from the moment they are made; a collective."""
+    """Inside the context, a new module keeps only a part of each parameter on each rank; a collective."""
     return deepspeed.zero.Init(config_dict_or_path=_settings(dtype, 1, config))
 
 
@@ -91,12 +91,12 @@ def fill(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
 
 
 def gathered(parameters: Sequence[Tensor], stage: int) -> AbstractContextManager[Any]:
-    """Whole parameters inside the context, to be read; a collective under ZeRO 3, else nothing."""
+    """Whole parameters inside the context, for reading; a collective under ZeRO 3, otherwise does nothing."""
     return deepspeed.zero.GatheredParameters(parameters, enabled=stage == 3)
 
 
 def whole_shape(parameter: Any) -> torch.Size:
-    """A parameter's shape, also where ZeRO 3 has left this rank a part of it."""
+    """A parameter's whole shape, also if ZeRO 3 left only a part on this rank."""
     return torch.Size(parameter.ds_shape) if hasattr(parameter, "ds_shape") else parameter.shape
 
 
@@ -105,14 +105,14 @@ def _elements(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _settings(dtype: torch.dtype, elements: int, config: LearnerConfig) -> dict[str, Any]:
-    """`elements` are those that are reduced, or gathered, at a step."""
+    """`elements` is the number of elements reduced, or gathered, in a step."""
     half = dtype == torch.bfloat16
     # bfloat16 weights are trained through float32 master weights, which DeepSpeed keeps from stage 1 on.
     stage = max(config.zero_stage, 1) if half else config.zero_stage
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # Without ZeRO DeepSpeed clips, but doesn't tell the norm: see _clip_before_step.
+        # Without ZeRO DeepSpeed clips, but doesn't report the norm: see _clip_before_step.
         "gradient_clipping": config.optimizer.grad_norm if stage else 0.0,
         "steps_per_print": None,
         "zero_optimization": {
@@ -144,8 +144,9 @@ def _clip_before_step(
 def _keep_whole(zero3: Any, heads: Iterable[Any]) -> None:
     """Never partition `heads` again.
 
-    The scorer multiplies by a head's last matrix once a chunk of logits, and again in the backward pass, without
-    calling the module that would gather it. Ranks differ in their number of chunks, too: gathers would not pair up.
+    The scorer multiplies by a head's last matrix once per chunk of logits, and again in the backward pass, without
+    calling the module that would gather it. The number of chunks also differs between ranks, so gathers would not
+    pair up.
     """
     persistent = zero3.persistent_parameters
     new = [head for head in heads if not head.ds_persist]

@@ -1,6 +1,6 @@
-"""What a reward is, and how one is found by its import path.
+"""The interface of a reward, and loading by import path.
 
-A reward of your own is a class in any module on the Python path::
+Your own reward is a class in any module on the Python path::
 
     # my_rewards.py
     import numpy as np
@@ -42,20 +42,20 @@ from rewards.config import RewardConfig, Scoring
 
 
 class Reward(ABC):
-    """A reward model. Made once a replica, in the replica's process, from the config's `options`."""
+    """A reward model. Each replica creates one, in its process, from the config's `options`."""
 
     @abstractmethod
     def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
         """Score each picture (uint8 [H, W, 3], read-only, sizes may differ) for its prompt record.
 
-        The batch holds at most `batch_size` pictures, of one prompt or several; a score must not depend on
-        batch-mates. None means that this reward does not apply. Higher is better, on any scale. Called from one
-        thread at a time. Whatever it raises is retried, then the reward is missing for the whole group.
+        The batch has at most `batch_size` pictures, of one prompt or several. A score must not depend on the other
+        pictures of the batch. None means that this reward does not apply. Higher is better, on any scale. Called from
+        one thread at a time. After an exception the call is retried; then the reward is missing for the whole group.
         """
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        """Look at options without loading a model, e.g. that a checkpoint is there. Raises ValueError or OSError.
+        """Check options without loading a model, e.g. that a checkpoint exists. Raises ValueError or OSError.
 
         The driver calls this before anything starts: keep it quick, and import model libraries elsewhere.
         """
@@ -63,12 +63,12 @@ class Reward(ABC):
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any]) -> int | None:
-        """Parameters of the model, counted without loading it; None where there is none to count."""
+        """Number of the model's parameters, counted without loading it; None without a model."""
         return None
 
 
 class RewardConfigError(ValueError):
-    """A reward that cannot be made as configured; names the service, the key, the module and the class."""
+    """A reward that cannot be created as configured; names the service, the key, the module and the class."""
 
 
 class RewardFailure(RuntimeError):
@@ -87,12 +87,12 @@ class InvalidScores(ValueError):
 
 
 def check_reward(config: RewardConfig, scoring: Scoring = "paper") -> type[Reward]:
-    """Import the class and look at its options, without making one.
+    """Import the class and check its options, without creating an instance.
 
     `scoring` goes to a class that takes an argument of that name, unless the options set it.
 
     Raises:
-        RewardConfigError: nothing there to import, not a Reward, or options it does not take.
+        RewardConfigError: the import fails, the class is no Reward, or does not accept the options.
     """
     module_name, class_name = config.target.split(":")
     where = f"reward {config.name!r}: target: "
@@ -116,7 +116,7 @@ def check_reward(config: RewardConfig, scoring: Scoring = "paper") -> type[Rewar
 
 
 def load_reward(config: RewardConfig, scoring: Scoring = "paper") -> Reward:
-    """Make the reward, with its model; `scoring` as in `check_reward`.
+    """Create the reward, with its model; `scoring` as in `check_reward`.
 
     Raises:
         RewardConfigError: see `check_reward`; errors of the class itself come through unchanged.
@@ -131,7 +131,7 @@ def _options(reward: type[Reward], config: RewardConfig, scoring: Scoring) -> di
 
 
 def checked_scores(scores: Sequence[Any], pictures: int) -> list[float | None]:
-    """One finite float or None a picture.
+    """One finite float or None per picture.
 
     Raises:
         InvalidScores: another number of scores, a score that is no number, NaN or infinite.

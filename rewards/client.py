@@ -1,4 +1,4 @@
-"""The driver's side of a reward service: deadline, retries, and one kind of failure."""
+"""The driver's client of a reward service: deadline, retries, and one kind of failure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKOFF_S = 0.1
 
 
 class ServiceClient:
-    """Asks one reward service. `score` never waits longer than the config's `deadline_s`."""
+    """Calls one reward service. `score` never waits longer than the config's `deadline_s`."""
 
     def __init__(self, config: RewardConfig, handle: DeploymentHandle) -> None:
         self.config = config
@@ -72,7 +72,9 @@ class ServiceClient:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except Exception as error:  # a replica that died, or Serve itself; the caller decides what it costs
+        except (
+            Exception
+        ) as error:  # a dead replica, or an error of Serve itself; the caller decides about the consequences
             return Failed(f"{type(error).__name__}: {first_line(error)}")
 
     async def stats(self) -> list[ReplicaStats]:

@@ -1,4 +1,4 @@
-"""Ask every reward about a group at once. What fails is missing for the whole group, by name, and never 0."""
+"""Calls every reward for a group at once. A reward that fails is missing for the whole group, and never 0."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ class RewardClient(Protocol):
         """Its weight; 0 means that it is reported only."""
 
     async def score(self, pictures: Sequence[np.ndarray], prompts: Sequence[PromptRecord]) -> list[float | None]:
-        """One score a picture; raises RewardFailure."""
+        """One score per picture; raises RewardFailure."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupScores:
     """Scores of the G members of a group.
 
-    `rewards` has one dict a member, reward name to score, None where missing; every reward's name is in every
-    dict. `failures` says why a reward is missing for all, `seconds` how long each took, failed ones included.
+    `rewards` has one dict per member, from reward name to score (None if missing); every dict has every reward's
+    name. `failures` says why a reward is missing for all members; `seconds` has the time of each reward, failed ones
+    included.
     """
 
     rewards: list[dict[str, float | None]]
@@ -64,7 +65,7 @@ async def score_group(
 
     Raises:
         EnsembleFailure: every reward with a weight above 0 failed.
-        ValueError: not one prompt record a picture.
+        ValueError: the numbers of prompt records and pictures differ.
     """
     if len(pictures) != len(prompts):
         raise ValueError(f"{len(pictures)} pictures but {len(prompts)} prompt records")
@@ -98,7 +99,7 @@ async def _ask(client: RewardClient, pictures: Sequence[np.ndarray], prompts: Se
         why = failure.why
     except InvalidScores as error:
         why = str(error)
-    except Exception as error:  # one reward must not take the others' scores with it
+    except Exception as error:  # a failure of one reward must not lose the others' scores
         logger.exception("reward %r raised", client.name)
         why = f"{type(error).__name__}: {error}"
     seconds = time.monotonic() - start

@@ -21,7 +21,7 @@ MAX_BYTES = 256 * 2**20
 
 
 class BodyError(ValueError):
-    """Bytes that are no scoring request; says what is wrong with them."""
+    """Bytes that are no scoring request; names the fault."""
 
 
 def decode_request(body: bytes) -> tuple[list[np.ndarray], list[PromptRecord]]:

@@ -1,7 +1,7 @@
 """One replica of a reward service: the reward in a Ray Serve replica's process, behind a dynamic batch.
 
-Calls carry groups; a batch is filled with pictures, of as many groups as fit, and scored in a thread of its own, so
-that the next batch fills meanwhile and health checks are answered. A failure comes back as data, with its reason.
+A call has one group; a batch takes pictures of as many groups as fit. A separate thread scores the batch, so the next
+batch fills meanwhile, and health checks are answered. A failure is returned as data, with its reason.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Why a reward could not score; `final` where another attempt would end the same way."""
+    """Why a reward could not score; `final` if a retry would fail in the same way."""
 
     why: str
     final: bool = False
@@ -37,7 +37,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStats:
-    """What one replica has done since it started; `failed` counts pictures, `seconds` were spent scoring."""
+    """Counters of one replica since its start; `failed` counts pictures, `seconds` were spent scoring."""
 
     calls: int = 0
     batches: int = 0
@@ -54,7 +54,7 @@ class _Item:
 
 
 class RewardReplica:
-    """The class that Ray Serve deploys. Built in the replica's process, so that is where the model loads."""
+    """The class that Ray Serve deploys. The replica's process creates it and loads the model."""
 
     def __init__(self, config: RewardConfig, scoring: Scoring = "paper") -> None:
         _log_to_file()
@@ -95,7 +95,7 @@ class RewardReplica:
         return JSONResponse({"scores": answer})
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces this replica when it raises: a batch that nobody waits for any more."""
+        """Called by Serve. It raises if a batch has run for too long; then Serve replaces this replica."""
         if self._busy_since is not None and time.monotonic() - self._busy_since > 2 * self._config.deadline_s:
             raise RuntimeError(f"one batch has been running for more than {2 * self._config.deadline_s:g} s")
 
@@ -128,7 +128,7 @@ class RewardReplica:
 
 
 def _log_to_file() -> None:
-    """Serve opens a log file for this replica, for its own records only: let all records of this process in."""
+    """Write all log records of this process into the log file that Serve opens for its own records."""
     handlers = logging.getLogger("ray.serve").handlers
     to_file = [handler for handler in handlers if not isinstance(handler, logging.StreamHandler)]
     logging.basicConfig(level=logging.INFO, handlers=to_file, force=True)

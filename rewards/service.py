@@ -1,11 +1,11 @@
-"""Reward services: one Ray Serve deployment a reward, and the client that asks it.
+"""Reward services: one Ray Serve deployment per reward, and its client.
 
     services = RewardServices.start(config, run="demo")
     scores = await score_group(services.clients, pictures, prompts)
     services.close()
 
-Serve runs once a Ray cluster, whoever started it. Applications are named after the run, so that runs share a
-cluster, and a resumed run takes its services over. There is no HTTP proxy unless the config asks for one.
+A Ray cluster has one Serve, which all runs share. Applications are named after the run, so several runs can share a
+cluster, and a resumed run takes over its services. There is no HTTP proxy unless the config asks for one.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class RewardServices:
     def close(self, stop_serve: bool = False, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         """Stop this run's services and wait until they are gone.
 
-        `stop_serve` stops Serve's controller and proxy too, when no other run uses them: for a Ray cluster that
-        outlives the run. Where Ray goes down next, leave it out: Ray prints calls that it cut off.
+        `stop_serve` also stops Serve's controller and proxy if no other run uses them; set it if the Ray cluster
+        outlives the run. Leave it out if Ray shuts down next: Ray prints the calls that it cuts off.
 
         Raises:
             RewardServiceError: they are not gone after `deadline_s`.
@@ -107,7 +107,7 @@ class RewardServices:
 def _deploy(
     config: RewardsConfig, run: str, names: dict[str, str], logs_dir: str | Path | None
 ) -> dict[str, DeploymentHandle]:
-    """Start Serve where it isn't running, and ask it for the deployments; returns before they are ready."""
+    """Start Serve if it isn't running, and request the deployments; returns before they are ready."""
     _quiet_driver()
     logs = {"enable_access_log": False, "log_level": "WARNING"}
     if logs_dir is not None:
@@ -180,15 +180,15 @@ def _reason(application: Any) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Of a traceback, that is the error itself."""
+    """The last line of a text; in a traceback it is the error itself."""
     return text.strip().rpartition("\n")[2]
 
 
 def _within(end: float, what: str, function: Callable[[], T]) -> T:
-    """Run a blocking call of Serve's, which takes no deadline, in a thread that is left behind when time is up.
+    """Run a blocking call of Serve, which has no deadline of its own, in a thread; leave the thread when time is up.
 
     Raises:
-        RewardServiceError: time is up, or Ray or Serve said no.
+        RewardServiceError: the deadline passed, or Ray or Serve refused.
     """
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -208,7 +208,7 @@ def _within(end: float, what: str, function: Callable[[], T]) -> T:
 
 
 def _quiet_driver() -> None:
-    """Serve prints each step to the console on its own; keep its warnings, in this process's logging."""
+    """Stop Serve from printing each step to the console; keep its warnings, in this process's logging."""
     serve_logger = logging.getLogger("ray.serve")
     serve_logger.handlers.clear()
     serve_logger.setLevel(logging.WARNING)

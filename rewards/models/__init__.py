@@ -1,4 +1,4 @@
-"""The reward models, and random ones in the same layouts to try them with.
+"""The reward models, and random models in the same layouts for tests and rehearsals.
 
 hps, clip        human preference, and any CLIP      open_clip        HPS's file, as transformers' CLIP
 grounding_dino   existence, relation, count          git_vqa          attributes, asked as questions

@@ -1,4 +1,4 @@
-"""Checkpoints of reward models: what can be said of one without loading it, and where it is loaded to.
+"""Checkpoints of reward models: checks without loading, and loading onto a device.
 
 Nothing here imports torch or transformers until a model is really loaded or counted.
 """
@@ -35,7 +35,7 @@ class CheckpointReward(Reward):
 
 
 def require_files(folder: Path, option: str, what: str, *names: str | Sequence[str]) -> None:
-    """Each name has to be there; of several in one entry, one is enough. Names may be glob patterns.
+    """Check that each name exists; of several names in one entry, one is enough. Names may be glob patterns.
 
     Raises:
         RewardCheckpointError: the folder or a file is missing.
@@ -100,7 +100,7 @@ def count_parameters(path: Path) -> int:
 
 
 def best_device() -> str:
-    """The GPU where this process has one, as a replica with `gpus` above 0 does."""
+    """The GPU if this process has one (a replica with `gpus` above 0 does), else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,7 +118,7 @@ def load_model(model_class: Any, checkpoint: str | None, **arguments: Any) -> An
     """`model_class.from_pretrained` from local files, in eval mode on `best_device`, with every weight in place.
 
     Raises:
-        RewardCheckpointError: weights are missing or of another shape; transformers would fill them at random.
+        RewardCheckpointError: weights are missing or have another shape; transformers would initialise them randomly.
     """
     model, info = model_class.from_pretrained(
         checkpoint, local_files_only=True, output_loading_info=True, **arguments

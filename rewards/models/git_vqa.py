@@ -33,8 +33,8 @@ MOST_ROWS = 32  # questions in one forward
 class GitVqa(CheckpointReward):
     """Mean of P(yes) / (P(yes) + P(no)) over the questions "<phrase>?", in [0, 1].
 
-    Phrases are the prompt's `attr_nouns`, or its `nouns` where it has none. Spatial and numeracy prompts are not
-    asked: missing, or a constant 0 as T2I-R1's code has it.
+    Phrases are the prompt's `attr_nouns`, or its `nouns` if it has none. For spatial and numeracy prompts the reward
+    is missing, or a constant 0 under T2I-R1's rules.
     """
 
     def __init__(self, checkpoint: str, dtype: str = "float32", scoring: Scoring = "paper") -> None:
@@ -59,7 +59,7 @@ class GitVqa(CheckpointReward):
         require_scoring(options)
 
     def score(self, pictures: list[np.ndarray], prompts: list[PromptRecord]) -> list[float | None]:
-        """One mean a picture; pictures with equally many questions share forwards."""
+        """One mean per picture; pictures with the same number of questions share forward passes."""
         scores: list[float | None] = [self._not_asked] * len(prompts)
         by_questions: dict[int, list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
@@ -102,5 +102,5 @@ class GitVqa(CheckpointReward):
 
 
 def questions(prompt: PromptRecord) -> list[str]:
-    """What is asked about a prompt."""
+    """The questions about a prompt."""
     return [f"{phrase}?" for phrase in prompt.attr_nouns or prompt.nouns]

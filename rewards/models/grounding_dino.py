@@ -68,7 +68,7 @@ class GroundingDino(CheckpointReward):
         return detections.score_prompt(prompt, detections.without_twins(found), size, self._threshold)
 
     def detect(self, pictures: Sequence[np.ndarray], prompts: Sequence[PromptRecord]) -> list[list[Detection]]:
-        """Every box above the threshold, in pixels of its picture, once for each phrase that it fits."""
+        """Every box above the threshold, in pixels of its picture, once for each matching phrase."""
         import torch
 
         limit = self._model.config.max_text_len

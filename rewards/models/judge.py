@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class JudgeError(RuntimeError):
-    """An endpoint that gave no verdict; names its address and says why."""
+    """An endpoint gave no verdict; names its address and the reason."""
 
 
 class Judge(Reward):
     """P(yes) / (P(yes) + P(no)) of the first answer token, in [0, 1].
 
-    One request a picture, `parallel` of them side by side. Probabilities are those among the endpoint's
+    It sends one request per picture, `parallel` requests at a time. Probabilities come from the endpoint's
     `top_logprobs`, summed over the tokens that spell yes or no. A picture without a verdict fails the batch: the
     reward is then missing, never 0.
     """
@@ -65,7 +65,7 @@ class Judge(Reward):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        """The address has to be one, the question to hold the prompt, and the key to be in the environment."""
+        """Check that the address is valid, the question has the prompt's slot, and the environment has the key."""
         if not str(options["base_url"]).startswith(("http://", "https://")):
             raise ValueError(f"base_url: {options['base_url']!r} does not start with http:// or https://")
         if "{prompt}" not in options.get("question", QUESTION):
@@ -118,7 +118,7 @@ def share_of_yes(top: list[tuple[str, float]]) -> float:
     """P(yes) / (P(yes) + P(no)) from tokens and their log-probs, as far as they spell one of both.
 
     Raises:
-        JudgeError: none does.
+        JudgeError: no token spells either.
     """
     said: dict[str, float] = {"yes": 0.0, "no": 0.0}
     for token, logprob in top:

@@ -1,4 +1,4 @@
-"""A checkpoint's own picture processor, with its arithmetic looked up: the same pixels to the bit, in less time."""
+"""A checkpoint's own picture processor, sped up by lookup tables; its pixels are the same to the bit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LEVELS = 256  # of a byte
 class PictureProcessor:
     """Pictures as a model's input, as `processor` makes it.
 
-    A processor resizes and crops bytes, then scales and normalises each by itself: what becomes of the 256 levels of
-    each channel is asked of it once. Bytes are looked up on the model's device, so they are all that travels there.
+    A processor resizes and crops bytes, then scales and normalises each byte separately. So it is asked once for the
+    results of the 256 levels of each channel. The lookup runs on the model's device, so only bytes travel there.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -29,10 +29,10 @@ class PictureProcessor:
         self._pads = getattr(processor, "pad_size", None) is not None  # with zeros, after the arithmetic
 
     def __call__(self, pictures: Sequence[np.ndarray], device: torch.device | str = "cpu") -> torch.Tensor:
-        """Pixels [pictures, 3, height, width], float32, of pictures (uint8 [H, W, 3]) that come out equally large.
+        """Pixels [pictures, 3, height, width], float32, of pictures (uint8 [H, W, 3]) of one size after processing.
 
         Raises:
-            ValueError: they do not.
+            ValueError: their sizes differ.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""Tiny random reward models in the file layouts of the real ones, so that all code runs where no weights are.
+"""Tiny random reward models in the file layouts of the real ones, so that all code runs without real weights.
 
 True architectures and tokenizers, a few hundred kilobytes each, made in seconds. Their scores mean nothing:
 

@@ -1,4 +1,4 @@
-"""What a detector is asked, and from its detections to a score.
+"""The detector's caption, and the rules that turn detections into a score.
 
 detector_caption   a prompt's objects as one caption
 detections         existence, relation and count by the paper's rules

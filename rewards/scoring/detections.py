@@ -42,7 +42,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class ScoringRules:
-    """What can be argued about. The defaults follow the paper; it names no thresholds, so those are ours.
+    """The adjustable rules. The defaults follow the paper; the paper gives no thresholds, so these are ours.
 
     `distance` is in mean box extents along the relation's axis: 1 means that equal boxes just touch. `near` is
     a share of the picture's longer side: T2I-CompBench's 150 pixels on the 384 of a Janus-Pro picture.
@@ -120,7 +120,7 @@ def instances(noun: str, detections: Iterable[Detection], nms_iou: float = PAPER
 
 
 def without_twins(detections: Iterable[Detection], twin_iou: float = 0.9) -> list[Detection]:
-    """Leave one name a thing: of boxes under different names that all but coincide, the most confident stays."""
+    """Keep one name per thing: of nearly equal boxes with different names, the most confident stays."""
     kept: list[Detection] = []
     for candidate in sorted(detections, key=lambda d: -d.score):
         others = (d for d in kept if _normal(d.label) != _normal(candidate.label))
@@ -167,7 +167,7 @@ def iou(first: Box, second: Box) -> float:
 def _best_relation(
     info: SpatialInfo, found: list[Detection], picture_size: tuple[int, int], rules: ScoringRules
 ) -> float:
-    """Relation of the most confident pair, 0 where one is absent. Objects of one name go either way round."""
+    """Relation of the most confident pair, 0 if one is absent. Two objects of one name may be in either order."""
     if _normal(info.obj1) == _normal(info.obj2):
         pairs = list(permutations(instances(info.obj1, found, rules.nms_iou)[:2], 2))
     else:

@@ -1,8 +1,8 @@
-"""What a detector is asked: a prompt's objects as one caption, and which of its tokens name which object.
+"""The detector's caption: a prompt's objects, and the tokens of each object in the caption.
 
 Grounding DINO reads "car. teddy bear." and scores every box against every token. A full stop ends a phrase: tokens
-of different phrases do not attend to each other. A box is a phrase's by the tokens of that phrase, never by decoded
-text, so that any noun matches, however many words, accents or word pieces it has.
+of different phrases do not attend to each other. Boxes are matched to a phrase by the phrase's tokens, never by
+decoded text, so any noun matches, with any number of words, accents or word pieces.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Caption:
 
 
 def objects(record: PromptRecord, scoring: Scoring = "paper") -> list[str]:
-    """The phrases to look for: nouns, then names that only the relation or the counts have, each once.
+    """The phrases to look for, each once: nouns, then names that occur only in the relation or the counts.
 
-    T2I-R1's code asks for the nouns alone, twice for one that stands there twice.
+    T2I-R1's code looks for the nouns only, and twice for a noun that is listed twice.
     """
     if scoring == "t2i_r1_code":
         return list(record.nouns)

@@ -1,7 +1,7 @@
 """Detections scored as T2I-R1's released code does (CaraJ7/T2I-R1 at 2d9d4d1), departures from the paper included.
 
-For those who reproduce its runs, under `rewards.scoring: t2i_r1_code`; `rewards.scoring.detections` is the paper's.
-Boxes are taken relative to the picture, in [0, 1], as the code has them, so distances do not depend on its size.
+Use `rewards.scoring: t2i_r1_code` to reproduce its runs; `rewards.scoring.detections` has the paper's rules. Boxes
+are relative to the picture, in [0, 1], as in that code, so distances do not depend on the picture's size.
 """
 
 from __future__ import annotations
