@@ -1,12 +1,12 @@
 """Trajectory groups a second, into and out of a run's own Redis, append-only file on.
 
 Groups have Janus-Pro's sizes at every scale: 8 members of 576 image and 60 text tokens, prompts of 80 and 150 tokens,
-three rewards. Beside the buffer stand the two queues that people write themselves, a Redis list of pickles and one of
-`torch.save` files, which bound nothing, keep nothing that a dead consumer took, and execute what they read; and the
-limit: redis-py sending and receiving the same packed bytes, made beforehand, through a bare stream.
+three rewards. The baselines are two queues that people write themselves: a Redis list of pickles, and one of
+`torch.save` files. Neither has a bound, both lose the groups that a dead consumer took, and both execute what they
+read. The limit is redis-py sending and receiving the same bytes, packed beforehand, through a bare stream.
 
-A run's driver appends from threads of one process, its learner claims in another; producers that are processes are
-what several drivers would be. Producers and consumer are processes of their own in every figure.
+A run's driver appends from threads of one process, and its learner claims in another process; several producer
+processes stand for several drivers. In every figure, producers and consumer are separate processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What one GPU does with the model of a scale, part by part: the figures that no CPU can tell.
+"""Measures the model of a scale on one GPU, part by part: the figures that no CPU can give.
 
-Each part builds what it needs and lets go of it, one model at a time, and needs torch and transformers alone. A part
-that fails says so in a table, and the others run all the same.
+Each part builds its own model and frees it afterwards; it needs only torch and transformers. A part that fails
+reports this in a table, and the other parts still run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The training step that people run today, in the shape of T2I-R1's script: what the learner is measured beside.
+"""The training step that people run today, as in T2I-R1's script: the baseline of the learner.
 
-Segments are padded and go through the model in passes of their own; every pass makes the text logits of all its
-positions, image tokens too, and keeps all hidden states; the log-softmax is taken a row at a time; the reference
-policy likewise. Positions are exact, so loss and gradient are the learner's.
+Each segment is padded and has its own pass through the model. Every pass computes the text logits of all its
+positions, image tokens included, keeps all hidden states, and takes the log-softmax row by row; so does the reference
+policy. Positions are exact, so loss and gradient equal the learner's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The whole system at the size of a laptop, beside the same stages in turn in one process.
+"""The whole system at laptop size, compared with the same stages in turn in one process.
 
-Each way runs in a fresh process with the machine to itself, one after the other; a step is what its clock says from
-the end of the step before, weights handed over included. Models, prompts, seeds and settings are those of
-deploy/runs/shapes.yaml, without held-out scoring.
+Each case runs alone on the machine, in a fresh process. The time of a step counts from the end of the step before,
+with the transfer of weights. Models, prompts, seeds and settings are those of deploy/runs/shapes.yaml, without
+held-out scoring.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pictures a second of every reward, by batch size, beside the pictures one by one as T2I-R1's script scores them.
 
-At `tiny`: the shapes rewards, and the real ones as random models of a few hundred kilobytes, which shows what goes on
+At `tiny`: the shapes rewards, and the real ones as random models of a few hundred kilobytes, which shows the cost
 around a model. From 100m up: HPS, Grounding DINO and GIT-large at their true sizes with random weights and small
 vocabularies; the 7B judge, which has Janus' own language model's size, is left out. Beside them, at their true sizes
 at every scale, the pixels that each model is shown.

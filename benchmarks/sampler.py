@@ -1,4 +1,4 @@
-"""The image sampler beside what people sample Janus with today, and beside the hardware's limit."""
+"""The image sampler against the usual ways to sample Janus, and against the hardware's limit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How long a run takes to start, and where the time goes: imports, process by process, and the phases of a run.
+"""Measures the start of a run: the imports of each kind of process, and the phases of a run.
 
-A process that computes with torch, transformers or vLLM spends its start on imports. They take CPU time, and what
-Ray starts cannot share them. Their sum over the machine's cores is the least that a start takes. Beside it: one
-process that imports the same libraries, as a script does.
+A process that computes with torch, transformers or vLLM spends its start on imports. Imports take CPU time, and the
+processes that Ray starts cannot share them. Their sum, divided by the machine's cores, is the lower bound of a start.
+The baseline is one process that imports the same libraries, as a script does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Timing that is fair to all: cases take turns, so that a machine that slows down slows all of them."""
+"""Fair timing: cases take turns, so that a slower machine slows all of them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Trained weights from one process into a model of another, beside what scripts do: files in shared memory.
+"""Moves trained weights from one process into a model of another, against the way of scripts: files in shared memory.
 
-This process stands for the learner. The image actor's model takes weights in place; a vLLM engine takes them through
-the weight channel, where a script would start the engine anew on saved files. Files lie in /dev/shm, so that no disk
-is measured. Every way is checked to give the other process the weights of this one. The broadcast is measured between
-CPUs, over gloo: NCCL wants a GPU for each process.
+This process acts as the learner. The image actor's model takes weights in place. A vLLM engine takes them through the
+weight channel; a script would start a new engine on saved files. Files are in /dev/shm, so no disk is measured. A
+check confirms for every way that the other process has this one's weights. The broadcast is measured between CPUs,
+over gloo: NCCL needs a GPU for each process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A detector for pictures of the shapes world: boxes, labels and scores from pixels, no network.
 
-Connected regions that stand out from the grey background; colour by the nearest palette entry, shape by the overlap
-with rendered templates. The score is shape overlap times colour purity, about .9 to 1 for a clean thing.
+It finds connected regions that differ from the grey background. The nearest palette entry gives the colour, and the
+overlap with rendered templates the shape. The score is shape overlap times colour purity, about .9 to 1 for a clean
+thing.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Region:
 
     @property
     def thing(self) -> Thing:
-        """What it looks most like."""
+        """The most similar thing."""
         return Thing(_COLOUR_NAMES[int(self.colours.argmax())], SHAPES[int(self.shapes.argmax())])
 
     @property
     def score(self) -> float:
-        """How much it looks like that, in [0, 1]."""
+        """Similarity to the most similar thing, in [0, 1]."""
         return float(self.colours.max() * self.shapes.max())
 
     def likeness(self, thing: Thing) -> float:
@@ -110,7 +111,7 @@ def _describe(picture: Picture, mask: Mask) -> Region:
 def _covered(window: Picture, mask: Mask, pixels: NDArray[np.float32]) -> Mask:
     """The pixels of a region that its thing covers by half or more, which is where templates end.
 
-    `STANDS_OUT` alone reaches further out the more vivid the colour, and rounds a blurred circle to a square.
+    With `STANDS_OUT` alone a region grows with the colour's vividness, and a blurred circle becomes a square.
     """
     background = np.array(BACKGROUND, dtype=np.float32)
     contrast = np.linalg.norm(np.median(pixels, axis=0) - background)

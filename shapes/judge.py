@@ -1,7 +1,7 @@
-"""The strict judge: does a picture show exactly what was asked? Analysis by synthesis, apart from the detector.
+"""The strict judge: does a picture show exactly what the prompt asks? Analysis by synthesis, without the detector.
 
-It explains a picture by things it renders itself, best fit first, and is content only when nothing is left over.
-No connected regions, no palette distances: a policy cannot please the judge by fooling the reward's detector.
+It explains a picture with rendered things, best fit first, and accepts it only if nothing is left over. It uses
+neither connected regions nor palette distances, so a policy that fools the reward's detector does not fool the judge.
 """
 
 from __future__ import annotations

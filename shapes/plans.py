@@ -9,7 +9,7 @@ from shapes.world import COLOURS, MAX_THINGS, SHAPES, Asked, Thing, asked
 
 Layout = Literal["row", "column"]
 
-# A place word says where its thing stands as seen from the other one of two.
+# A place word gives the position of its thing relative to the other thing.
 _PLACES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 _WORDS = {direction: place for place, direction in _PLACES.items()}
 
@@ -18,7 +18,7 @@ MAX_PLAN_TOKENS = 12
 
 
 def plan_of(what: Asked) -> str:
-    """The plan that describes `what`: its things in order, and where two of them stand if that is said."""
+    """The plan of `what`: its things in order, and the positions of two things if `what` has a direction."""
     if what.direction is None:
         return " , ".join(thing.name for thing in what.things)
     dx, dy = what.direction
@@ -34,7 +34,7 @@ def laid_out(what: Asked, layout: Layout) -> Asked:
 
 
 def read_plan(cot: str) -> Asked | None:
-    """What a plan describes; None when it is not a plan: other words, too many things, places that clash."""
+    """The content of a plan; None for text that is no plan: other words, too many things, contradictory places."""
     things: list[Thing] = []
     places: list[tuple[int, int] | None] = []
     for item in cot.strip().rstrip(".").split(","):
@@ -58,7 +58,7 @@ def read_plan(cot: str) -> Asked | None:
 def plan_is_right(record: PromptRecord, cot: str) -> bool:
     """Whether `cot` plans exactly what `record` asks for: its things, their number and, if asked, their relation.
 
-    Where the prompt says nothing of places, the plan is free to.
+    If the prompt gives no places, the plan may choose them.
     """
     planned, wanted = read_plan(cot), asked(record)
     if planned is None or sorted(planned.things) != sorted(wanted.things):

@@ -2,8 +2,8 @@
 
     python -m shapes.prompts --out FOLDER     writes train.jsonl, dev.jsonl and test.jsonl
 
-A *combination* is what a prompt asks for, whatever the wording: combinations are held out, so no wording of a test
-prompt's request, and no mirror image of its relation, is ever trained on. Tune on dev, report test.
+A *combination* is the content of a prompt, independent of its wording. Combinations are held out, so training has no
+wording of a test prompt's content, and no mirror image of its relation. Tune on dev, report test.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _combinations(family: str) -> list[list[PromptRecord]]:
 
 
 def all_records(split: Split, family: str) -> list[PromptRecord]:
-    """Every prompt of a family in a split, in random but fixed order, each combination's wordings spread out."""
+    """Every prompt of a family in a split, in random but fixed order; a combination's wordings are spread out."""
     random = Random(f"{family}/split")
     combos = list(_combinations(family))
     random.shuffle(combos)
@@ -156,14 +156,14 @@ def all_records(split: Split, family: str) -> list[PromptRecord]:
 
 
 def split_records(split: Split) -> list[PromptRecord]:
-    """The rows of a split's file: at most so many a family, shuffled, so that any stretch of it is a fair mix."""
+    """The rows of a split's file: a limited number per family, shuffled, so that any part of it is a fair mix."""
     rows = [record for family in FAMILIES for record in all_records(split, family)[: _ROWS[split]]]
     Random(f"{split}/order").shuffle(rows)
     return rows
 
 
 def write_splits(folder: Path) -> None:
-    """Write one JSON Lines file a split into `folder`."""
+    """Write one JSON Lines file per split into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         lines = [

@@ -7,7 +7,7 @@
 | Tidiness | HPS | clean background, well-formed things, no clutter |
 | Strict | the judge | 1 when the picture shows exactly what was asked, else 0; for weight 0, as a held-out score |
 
-The first three share the detector's eyes; Strict looks with eyes of its own (`shapes.judge`).
+The first three use the same detector; Strict uses an independent judge (`shapes.judge`).
 """
 
 from __future__ import annotations

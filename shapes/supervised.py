@@ -1,8 +1,8 @@
 """Supervised warm start of the tiny Janus: it learns to plan and to draw from examples with deliberate flaws.
 
-The flaws are the headroom that reinforcement learning closes: some plans are wrong, half of them where knowledge is
-asked for; some pictures differ from their plan. Knowledge prompts are never drawn without a plan, so that there the
-picture hangs on what the plan says. A tenth of the pictures has its prompt dropped, for guidance.
+The flaws are the headroom for reinforcement learning: some plans are wrong (half of those of knowledge prompts), and
+some pictures differ from their plan. Knowledge prompts are never drawn without a plan, so their pictures depend on
+the plan. A tenth of the pictures has no prompt, for guidance.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 In this world every thing covers 2x2 image tokens, so a codebook can hold one code for each quarter of each thing and
 one for the background: 161 of 256 codes, `scene_codes`. After the autoencoder steps a code starts at the mean
-encoding of its quarter; from then on the decoder learns from codes, and the encoder learns to choose them. A picture
-is one token sequence then, not one of thousands that differ by what stands nearby, and that is what lets a language
-model of 0.8 M parameters learn to draw in minutes. Size is the one thing a code does not keep.
+encoding of its quarter; from then on the decoder learns from codes, and the encoder learns to choose them. So a
+picture has exactly one token sequence, not thousands that depend on neighbouring things; therefore a language model
+of 0.8 M parameters can learn to draw in minutes. A code keeps everything except a thing's size.
 
 transformers' JanusVQVAE passes no gradient to its encoder and normalises its codebook in `decode` only, so the
 training forward is written out here, and the codebook is stored normalised: then the class's own `encode` (nearest

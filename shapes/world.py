@@ -1,4 +1,4 @@
-"""What the shapes world is made of: things, where they stand, and what a prompt record asks for."""
+"""The shapes world: things, their places, and the content that a prompt record asks for."""
 
 from __future__ import annotations
 
