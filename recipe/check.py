@@ -129,7 +129,7 @@ def _policy(config: RunConfig) -> str:
 
 
 def _memory(config: RunConfig, rewards: Sequence[RewardConfig]) -> list[Finding]:
-    """What each pool needs, and those of the rewards; wrong where its GPUs, or its share of one, do not have it."""
+    """The memory that each pool and reward needs; not ok if it exceeds the pool's GPUs, or its share of one."""
     from policy.janus import check_checkpoint
     from recipe.memory import (  # counts on a model without weights; the model's classes take seconds to import
         ModelSizes,
