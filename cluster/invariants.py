@@ -1,6 +1,6 @@
-"""What holds in a healthy step, whatever was asked: where to begin when a run learns nothing, or blows up.
+"""The invariants of a healthy step: the first place to look when a run learns nothing or diverges.
 
-Each line of `bicot rollout` and `bicot replay` is one `Invariant`: what was found, its bound, and why it is so.
+Each line of `bicot rollout` and `bicot replay` is one `Invariant`: the value, its bound, and the reason.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from learner.batching import SEGMENTS, Segment
 from recipe.config import RunConfig
 from transport.trajectory import ImageSegment, Member, SemanticSegment, TrajectoryGroup
 
-if TYPE_CHECKING:  # the learner is not needed to look at what was drawn
+if TYPE_CHECKING:  # checking drawn groups needs no learner
     from learner.replay import Replayed
 
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """`ok` is None where the value has no bound here; `text` says then why not."""
+    """`ok` is None if the value has no bound here; then `text` says why."""
 
     subject: str
     text: str
     ok: bool | None = None
 
     def line(self) -> str:
-        """As a person reads it."""
+        """The printed line."""
         mark = {True: "ok   ", False: "WRONG", None: "-    "}[self.ok]
         return f"{mark}  {self.subject}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How far rounding takes what is equal by right: the mean `ratio`, the widest `gap` of log-probs in nats, a mean
-    `kl`, and a `share` of a value of the same step trained twice."""
+    """Bounds of the rounding error: of the mean `ratio`, the widest `gap` of log-probs in nats, a mean `kl`, and, as
+    a `share`, of a value of the same step trained twice.
+    """
 
     ratio: float
     gap: float
@@ -51,17 +52,17 @@ class Rounding:
 ROUNDING = {"float32": Rounding(1e-3, 1e-3, 1e-6, 1e-4), "bfloat16": Rounding(2e-2, 1.0, 1e-4, 2e-2)}
 """By `policy.dtype`. In bfloat16 two engines agree on average; at unlikely tokens they are tenths of a nat apart."""
 ADVANTAGE = 1e-4
-"""How far the mean advantage of a group may be from 0, where advantages are about 1."""
+"""Largest mean advantage of a group, for advantages of about 1."""
 WIDEST = ("logprob_gap_max/", "ratio_max/")
-"""Beginnings of the names of what one token decides."""
+"""Prefixes of the names of metrics that a single token decides."""
 UNEQUAL = ("seconds/", "mfu", "micro_batches")
-"""Beginnings of the names of what a machine, and not the step, decides."""
+"""Prefixes of the names of metrics that depend on the machine and not on the step."""
 
 
 def of_groups(
     config: RunConfig, groups: Sequence[TrajectoryGroup], step: int, failures: Mapping[str, float] | None = None
 ) -> list[Invariant]:
-    """What the trajectories of a step say by themselves; `failures` are counts by reward, if known."""
+    """The invariants of a step's trajectories; `failures` are counts by reward, if known."""
     return [
         _size(config, groups),
         _versions(config, groups, step),
@@ -72,7 +73,7 @@ def of_groups(
 
 
 def of_training(config: RunConfig, groups: Sequence[TrajectoryGroup], replayed: Replayed) -> list[Invariant]:
-    """What the learner made of the groups of a step."""
+    """The invariants of the learner's training on a step's groups."""
     metrics = replayed.metrics
     loss, norm = metrics["loss"], metrics["grad_norm"]
     signal = any(bool(scored.advantages.any()) for scored in _scored(config, groups))
@@ -92,7 +93,7 @@ def of_training(config: RunConfig, groups: Sequence[TrajectoryGroup], replayed: 
 
 
 def beside(config: RunConfig, replayed: Replayed, row: Mapping[str, float], changed: bool) -> Invariant:
-    """Whether the replay's numbers are those of the run's own `row`; not judged where settings were `changed`."""
+    """Whether the replay's numbers equal those of the run's own `row`; not judged if settings were `changed`."""
     bound = ROUNDING[config.policy.dtype]
     compared = {name: (ours, row[name]) for name, ours in shared(replayed.metrics, row).items()}
     apart = [
@@ -110,7 +111,7 @@ def beside(config: RunConfig, replayed: Replayed, row: Mapping[str, float], chan
 
 
 def equal(one: float, other: float, share: float = 0.0, least: float = 0.0) -> bool:
-    """Whether two values of a metric agree, to a share of them or at least to `least`; two NaN do."""
+    """Whether two values of a metric agree, up to a share of them, or up to `least`; two NaN agree."""
     return math.isclose(one, other, rel_tol=share, abs_tol=least) or (math.isnan(one) and math.isnan(other))
 
 
@@ -154,7 +155,7 @@ def _tokens(name: Segment, segments: Sequence[SemanticSegment | ImageSegment]) -
 def _reward(
     name: str, weight: float, groups: Sequence[TrajectoryGroup], failures: Mapping[str, float] | None
 ) -> Invariant:
-    """A reward may abstain from whole groups, where it does not apply; a member alone that misses it is masked."""
+    """A reward that does not apply may be missing for whole groups; a single member without it is masked."""
     scores = [[_value(member, name) for member in group.members] for group in groups]
     given = [score for group in scores for score in group if score is not None]
     without = sum(group.count(None) == len(group) for group in scores)
@@ -172,9 +173,9 @@ def _reward(
 
 
 def _advantages(config: RunConfig, groups: Sequence[TrajectoryGroup]) -> list[Invariant]:
-    """Means over each group's members that train, and their standard deviation where their rewards differ."""
+    """Means over each group's trained members, and their standard deviation if their rewards differ."""
     rows = [row for scored in _scored(config, groups) if len(row := scored.advantages[scored.mask].tolist()) > 1]
-    # By their size, which without objective.std is the rewards' own.
+    # Relative to the advantages' size; without objective.std it is the size of the rewards.
     mean = max((abs(fmean(row)) / max(1.0, *map(abs, row)) for row in rows), default=0.0)
     spreads = [stdev(row) for row in rows if any(row)]
     told = f"rewards differ in {len(spreads)} of {len(groups)} groups"
@@ -202,7 +203,7 @@ def _start(replayed: Replayed) -> Invariant:
 
 
 def _trained(config: RunConfig, groups: Sequence[TrajectoryGroup], metrics: Mapping[str, float]) -> Invariant:
-    """Whether the learner counted the tokens that the members who train have."""
+    """Whether the learner counted exactly the tokens of the trained members."""
     own = dict.fromkeys(SEGMENTS, 0)
     for group, scored in zip(groups, _scored(config, groups), strict=True):
         for member, trains in zip(group.members, scored.mask.tolist(), strict=True):
@@ -216,7 +217,7 @@ def _trained(config: RunConfig, groups: Sequence[TrajectoryGroup], metrics: Mapp
 def _ratio(
     config: RunConfig, groups: Sequence[TrajectoryGroup], replayed: Replayed, name: Segment
 ) -> list[Invariant]:
-    """Ratio and log-prob gap of one segment, judged where the weights that drew it are those that train."""
+    """Ratio and log-prob gap of one segment, judged if the same weight version drew and trains it."""
     metrics, bound = replayed.metrics, ROUNDING[config.policy.dtype]
     if f"ratio_mean/{name}" not in metrics:
         return []

@@ -1,8 +1,8 @@
 """`bicot replay`: a step of a run trained again by the learner alone, on the groups that the run kept.
 
-A learner of one rank trains in this very process, without Ray: `breakpoint()` and profilers work. Several ranks are
-the run's own pool. The run's checkpoints are read and nothing of the run is written; what a replay says goes into the
-folder `replay` inside the run's.
+A learner of one rank trains in this process, without Ray, so `breakpoint()` and profilers work. Several ranks use the
+same pool as the run. A replay reads the run's checkpoints and changes none of the run's files; its output goes into
+the folder `replay` of the run.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A step that was trained again, and how the learner came to it.
+    """A step that was trained again, and the learner's way to it.
 
-    `start` is the step of the checkpoint at `path`; without one the policy's own weights (`path` None, `start` 0).
-    `between` are the steps that were trained on the way. Is `start` plus those not the step before, then the weights
-    are not those that the step began with (`exact` false).
+    `start` is the step of the checkpoint at `path`; without a checkpoint the policy's own weights (`path` None,
+    `start` 0). `between` are the steps that were trained on the way. If they do not lead up to the step, its weights
+    differ from those in the run (`exact` false).
     """
 
     step: int
@@ -31,7 +31,7 @@ class Replayed:
 
     @property
     def version(self) -> int:
-        """The version of the weights that the step was trained from."""
+        """The weight version at the beginning of the step."""
         return self.start + len(self.between)
 
     @property
@@ -50,8 +50,8 @@ def replay(
 ) -> Replayed:
     """Train the groups in the folder `kept` of `step`, `groups` of them, with an engine as it was made; a collective.
 
-    Where the newest checkpoint before is older than the step before, the steps between are trained first, if the
-    groups of all of them are kept. Nothing is written.
+    If the newest earlier checkpoint is older than the previous step, the steps between are trained first, provided
+    that the groups of all of them are kept. Nothing is written.
 
     Raises:
         CheckpointError: the checkpoint does not fit the policy, the number of ranks or the ZeRO stage.

@@ -1,4 +1,4 @@
-"""The groups of whole steps as files, for people who debug a run: one file a group, in the wire format.
+"""The groups of whole steps as files, for debugging a run: one file per group, in the wire format.
 
 groups/
     step-000137/            what step 137 trains on
@@ -23,7 +23,7 @@ class GroupFiles:
         self._folder = Path(folder)
 
     def write(self, step: int, group: TrajectoryGroup) -> Path:
-        """Keep a group that `step` is to train on; the same group again takes its own place. Returns the file.
+        """Keep a group that `step` will train on; writing the same group again replaces it. Returns the file.
 
         Raises:
             WireError: the group cannot be written.
@@ -37,7 +37,7 @@ class GroupFiles:
         return draft.replace(file)
 
     def read(self, step: int) -> list[TrajectoryGroup]:
-        """The groups kept of a step, in the order of their index; none where none are kept.
+        """The kept groups of a step, in the order of their index; empty if none are kept.
 
         Raises:
             WireError: names the file that is damaged.
@@ -51,11 +51,11 @@ class GroupFiles:
         return groups
 
     def steps(self) -> list[int]:
-        """The steps of which groups are kept, in order."""
+        """The steps with kept groups, in order."""
         return sorted(int(path.name[5:]) for path in self._folder.glob("step-*[0-9]") if path.name[5:].isdigit())
 
     def count(self, step: int) -> int:
-        """How many groups are kept of a step; reads none of them."""
+        """The number of kept groups of a step; reads none of them."""
         return len(list(self._of(step).glob("*.group")))
 
     def drop_before(self, step: int) -> None:
