@@ -99,7 +99,7 @@ def test_overrides_name_services(whole: Path) -> None:
     ("own", "message"),
     [
         ("base: own.yaml", r"own\.yaml: base: recipes build .* in a circle: \S*own\.yaml > \S*own\.yaml$"),
-        ("base: ring.yaml", r"ring\.yaml: base: recipes stand .*: \S*own\.yaml > \S*ring\.yaml > \S*own\.yaml$"),
+        ("base: ring.yaml", r"ring\.yaml: base: recipes build .*: \S*own\.yaml > \S*ring\.yaml > \S*own\.yaml$"),
         ("base: none.yaml", r"own\.yaml: base: .*none\.yaml: no such file$"),
         ("base: [bases/whole.yaml]", r"own\.yaml: base: write the path of one recipe"),
         ("base: list.yaml", r"list\.yaml: a run config is a mapping of keys"),
