@@ -239,8 +239,8 @@ def _read_instruction(composed: Composed) -> None:
         file = Path(str(prompts.get("train"))).parent / file.name
     if not file.is_file():
         raise NoInstruction(
-            f"{said}: policy.templates.instruction.file: {node['file']}: no such file; "
-            "README.md says where the files of a recipe come from"
+            f"{said}: policy.templates.instruction.file: neither {node['file']} nor {file} is there; README.md says "
+            "where the files of a recipe come from"
         )
     try:
         text = file.read_text(encoding="utf-8").strip()
