@@ -26,7 +26,7 @@ help:
 	@echo "make mutants     try small changes of the cores (SEED=0 COUNT=100), and show those that no unit test notices"
 	@echo "make warm-start  make shapes/checkpoint again (about half an hour)"
 	@echo "make metrics     make docs/metrics.md and the Grafana dashboards again"
-	@echo "make config-docs  make docs/config.md again"
+	@echo "make config-docs make docs/config.md again"
 	@echo "make panels      make docs/panels again, from a run that a Prometheus watches (about ten minutes)"
 	@echo "make requirements  resolve requirements/cpu.txt and requirements/gpu.txt again"
 
