@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +32,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
     """A Ray head with token authentication; yields the environment of its users."""
     ports = {name: free_port() for name in ("gcs", "dashboard", "client", "agent")}
-    home = tmp_path_factory.mktemp("r")
+    home = Path(tempfile.mkdtemp(prefix="ray-job-", dir="/tmp"))  # short: sockets lie in it
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",

@@ -69,7 +69,6 @@ def test_a_step_through_buffer_and_channel(
     assert len(entries) == 3 and buffer.stats().pending == 3
     metrics = everywhere(ranks, "train", entries)
     assert metrics[0]["loss"] == metrics[1]["loss"] and metrics[0]["tokens"] > 0
-    assert ray.get(ranks[0].metrics.remote(), timeout=180) == metrics[0]
     assert ray.get(ranks[0].acknowledge.remote(entries), timeout=180) == 3 and buffer.stats().depth == 0
 
     published, nothing = everywhere(ranks, "publish", 1)

@@ -93,7 +93,7 @@ def test_an_instruction_may_lie_beside_the_prompts(tmp_path: Path, monkeypatch: 
     there = tmp_path / "elsewhere"
     there.mkdir()
     overrides = ["policy.templates.instruction={file: data/plan.txt}", f"prompts.train={there / 'train.jsonl'}"]
-    with pytest.raises(ConfigError, match=r"instruction\.file: neither data/plan\.txt nor .*elsewhere/plan\.txt is there"):
+    with pytest.raises(ConfigError, match=r"neither data/plan\.txt nor .*elsewhere/plan\.txt is there"):
         load_config(SHAPES, overrides)
     write(there / "plan.txt", 'Plan "{}".', "")
     assert load_config(SHAPES, overrides).policy.templates.instruction == 'Plan "{prompt}".'
