@@ -129,5 +129,9 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step, so that no reader sees half of it."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)  # noqa: PTH105
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)  # noqa: PTH105
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
