@@ -117,7 +117,8 @@ def equal(one: float, other: float, share: float = 0.0, least: float = 0.0) -> b
 
 def shared(metrics: Mapping[str, float], row: Mapping[str, float]) -> dict[str, float]:
     """The metrics that the row has too, without those that a machine, and not the step, decides."""
-    return {name: value for name, value in metrics.items() if name in row and not name.startswith(UNEQUAL)}
+    theirs = {name for name, value in row.items() if isinstance(value, int | float) and not name.startswith(UNEQUAL)}
+    return {name: value for name, value in metrics.items() if name in theirs}
 
 
 def _size(config: RunConfig, groups: Sequence[TrajectoryGroup]) -> Invariant:

@@ -54,20 +54,22 @@ def replay(config: RunConfig, run: Path, step: int, overrides: Sequence[str], co
     `config` is `replay_config`'s.
 
     Raises:
-        RunError: no groups, or not all of them, are kept of the step, or they or the checkpoint cannot be read.
+        RunError: no groups, or not all of them, are kept of the step, they or the checkpoint cannot be read, or the
+            run's folder `replay` leads elsewhere.
     """
-    folder, scratch = RunFolder(run), RunFolder(Path(run) / "replay")
+    folder = RunFolder(run)
     if config.learner.ranks == 1 and not config.learner.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray has it for a rank that reserves none
     from cluster.invariants import beside, of_groups, of_training
 
-    groups = _kept(config, folder, step)
+    row = next((row for row in read_json_lines(folder.metrics) if row["step"] == step), None)
+    groups = _kept(config, folder, step, row is not None)
+    scratch = _scratch(folder)
     where = os.path.relpath(folder.path)
     console.print(f"bicot: step {step} of {where} again, logs in {os.path.relpath(scratch.logs)}", soft_wrap=True)
     replayed = _train(config, folder, scratch, step, len(groups), console)
     append_json(scratch.metrics, {"step": step, "overrides": list(overrides), **replayed.metrics})
     found = [*of_groups(config, groups, step), *of_training(config, groups, replayed)]
-    row = next((row for row in read_json_lines(folder.metrics) if row["step"] == step), None)
     if row is not None:
         found.append(beside(config, replayed, row, bool(overrides)))
     for invariant in found:
@@ -91,7 +93,22 @@ def _table(metrics: Mapping[str, float], row: Mapping[str, float]) -> Table:
     return table
 
 
-def _kept(config: RunConfig, folder: RunFolder, step: int) -> list[TrajectoryGroup]:
+def _scratch(folder: RunFolder) -> RunFolder:
+    """The folder of a run's replays, made if need be; a link in it would lead into what is not theirs."""
+    path = folder.path / "replay"
+    for found in (path, *path.rglob("*")):
+        if found.is_symlink():
+            raise RunError(f"{found} is a link, and a replay writes into its own folder alone; remove the link")
+    scratch = RunFolder(path)
+    try:
+        scratch.logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot hold what the replay says: {error.strerror}") from error
+    return scratch
+
+
+def _kept(config: RunConfig, folder: RunFolder, step: int, trained: bool) -> list[TrajectoryGroup]:
+    """All groups of a step; `trained` says whether the run has trained it, and so had them all."""
     from transport.errors import WireError
     from transport.group_files import GroupFiles
 
@@ -104,10 +121,12 @@ def _kept(config: RunConfig, folder: RunFolder, step: int) -> list[TrajectoryGro
             "a run's newest N steps"
         )
     if files.count(step) < asked:
-        raise RunError(
-            f"{folder.groups} keeps {files.count(step)} of the {asked} groups of step {step}: the run ended while "
-            "they were drawn, and never trained them"
+        why = (
+            "the run trained all of them, and the files of the others are gone"
+            if trained
+            else "the run ended while they were drawn, and never trained them"
         )
+        raise RunError(f"{folder.groups} keeps {files.count(step)} of the {asked} groups of step {step}: {why}")
     try:
         return files.read(step)
     except WireError as error:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -23,44 +21,30 @@ from cluster.pools.rollout_pools import RolloutPool, RolloutPools, SemanticPool
 from cluster.pools.worker import log_to
 from cluster.prompt_order import PromptOrder
 from cluster.rollout import Rollout
+from cluster.rollout_folder import STEP, make_folder, write_samples
+from cluster.rollout_folder import rollout_config as rollout_config
 from cluster.system import run_name, start_processes
 from policy.prompts import load_prompts
 from recipe.config import RunConfig
 from recipe.provenance import write_environment
 from recipe.resources import alone
-from recipe.run_folder import RunFolder, write_atomically
+from recipe.run_folder import RunFolder
 from transport.group_files import GroupFiles
 from transport.trajectory import TrajectoryGroup
-
-STEP = 1
-"""The step that the groups are kept as: the first, from the policy's own weights."""
-
-
-def rollout_config(config: RunConfig, folder: str, groups: int) -> RunConfig:
-    """The config of a run in `folder` whose first step takes `groups` groups, and keeps them."""
-    rollout = {"groups_per_step": groups, "staleness": 0, "keep_groups": 1}
-    shown = {"port": None, "tensorboard": False, "wandb": None}
-    return config.model_copy(update={
-        "folder": folder,
-        "held_out": None,
-        "rollout": config.rollout.model_copy(update=rollout),
-        "buffer": config.buffer.model_copy(update={"capacity": max(config.buffer.capacity, groups)}),
-        "metrics": config.metrics.model_copy(update=shown),
-    })  # fmt: skip
 
 
 def rollout_only(config: RunConfig, console: Console) -> int:
     """Draw and score the groups of `rollout_config`'s first step; 1 where an invariant does not hold.
 
     Raises:
-        RunError: a part did not start, or a stage failed.
+        RunError: the folder holds a run of another command, a part did not start, or a stage failed.
     """
     folder = RunFolder(config.folder)
-    folder.create(config, resume=False, fresh=True)
+    make_folder(folder, config, console)
     log_to(folder.logs / "driver.log")
     console.print("starting Ray, the pools and the rewards", style="dim")
     groups, failures = asyncio.run(_roll_out(config, folder, console))
-    _write_samples(folder, groups)
+    write_samples(folder, groups)
     found = of_groups(config, groups, STEP, failures)
     for invariant in found:
         console.print(invariant.line(), markup=False, soft_wrap=True)
@@ -78,7 +62,8 @@ async def _roll_out(
     )
     name, started = run_name(folder), alone(config, "semantic", "image", "rewards")
     kept, size = GroupFiles(folder.groups), config.rollout.groups_per_step
-    room = asyncio.Semaphore(config.rollout.groups_in_flight or size)
+    left = iter(range(size))
+    groups: dict[int, TrajectoryGroup] = {}
     async with contextlib.AsyncExitStack() as stack:
         telemetry = Telemetry(folder, config, name)
         stack.callback(telemetry.close)
@@ -91,38 +76,20 @@ async def _roll_out(
         rollout = Rollout(pools, rewards.clients, telemetry, config.seed, config.rollout)
         console.print(f"drawing {size} groups of {config.rollout.group_size}", style="dim", highlight=False)
 
-        async def one(index: int) -> TrajectoryGroup:
-            async with room:
-                group = (await rollout.group(prompts[index], keep_pictures=True)).group
-            await asyncio.to_thread(kept.write, STEP, group)
-            return group
+        async def draw() -> None:
+            for index in left:
+                groups[index] = (await rollout.group(prompts[index], keep_pictures=True)).group
+                await asyncio.to_thread(kept.write, STEP, groups[index])
 
-        groups = await asyncio.gather(*(one(index) for index in range(size)))
+        await asyncio.gather(*(draw() for _ in range(min(size, config.rollout.groups_in_flight or size))))
         counted = {
             reward.name: telemetry.store.value("bicot_reward_failures_total", reward=reward.name) or 0.0
             for reward in config.rewards.services
         }
-    return groups, counted
+    return [groups[index] for index in range(size)], counted
 
 
 async def _own_weights(pool: RolloutPool, replica: Replica) -> None:
     """Nobody publishes weights here: a semantic actor takes the checkpoint's, as the image actors have them."""
     if isinstance(pool, SemanticPool):
         await pool.load_checkpoint(replica)
-
-
-def _write_samples(folder: RunFolder, groups: Sequence[TrajectoryGroup]) -> None:
-    """The pictures as PNG, and one table of them: prompt, CoT and rewards."""
-    rows = []
-    for group in groups:
-        prompt = re.sub(r"[^A-Za-z0-9]+", "_", group.prompt.prompt).strip("_")[:60]
-        for number, member in enumerate(group.members):
-            assert member.png is not None
-            name = f"rollout-{group.index:04d}-{number}-{prompt}.png"
-            (folder.samples / name).write_bytes(member.png)
-            rows.append({
-                "prompt": group.prompt.prompt, "family": group.prompt.group, "cot": member.cot,
-                "rewards": member.rewards, "png": name,
-            })  # fmt: skip
-    table = json.dumps({"step": STEP, "split": "rollout", "samples": rows}, ensure_ascii=False, indent=1)
-    write_atomically(folder.samples / "rollout.json", table)

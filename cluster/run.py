@@ -20,8 +20,9 @@ from cluster.pools.worker import log_to
 from cluster.system import System
 from recipe.config import RunConfig
 from recipe.errors import RunError, StageError, first_cause
-from recipe.run_folder import RunFolder, read_json_lines, write_atomically
+from recipe.run_folder import RunFolder, write_atomically
 from recipe.training_facts import write_training_facts
+from report.files import read_held_out
 from report.page import write_report
 from report.runs import duration, read_runs
 
@@ -114,7 +115,7 @@ class _Run:
 
     def _earlier_scores(self) -> None:
         """The scores from before the first step of the run; a resumed run is compared with them."""
-        for row in read_json_lines(self.folder.held_out):
+        for row in read_held_out(self.folder.held_out):
             self.scores.setdefault(f"{row['split']}_before", row["scores"])
             self.scores[f"{row['split']}_after"] = row["scores"]
 

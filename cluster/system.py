@@ -135,10 +135,10 @@ class System:
     async def _restore(self) -> None:
         """Go back to the newest checkpoint and drop all later rows and groups; without a checkpoint, to the start."""
         self.position = await self.ranks.restore()
+        self.folder.rewind(self.position)  # refuses a damaged file: nothing else is undone then
         trained = self.position * self.config.rollout.groups_per_step
         dropped = self.buffer.rewind(self.order[index].group_id for index in range(trained))
         logger.info("resumed at step %d; %d groups of the buffer are drawn again", self.position, dropped)
-        self.folder.rewind(self.position)
         GroupFiles(self.folder.groups).drop_after(self.position)
 
 

@@ -98,11 +98,13 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        version, files = state["format"], dict(state["files"])
+        version, step, files = state["format"], state["step"], dict(state["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path / 'state.json'} cannot be read: {error}") from error
     if version != FORMAT:
         raise CheckpointError(f"checkpoint {path / 'state.json'} has format {version}; this version reads {FORMAT}")
+    if type(step) is not int:
+        raise CheckpointError(f"checkpoint {path / 'state.json'} has step {step!r}, which is no whole number")
     for name, size in files.items():
         file = path / name
         if not file.is_file():

@@ -32,6 +32,7 @@ from learner.zero import frozen_engine, gathered, train_engine, whole_shape
 from policy.janus import Policy, trained_parameters
 from policy.lora import SCALE
 from policy.scoring import ScoreRows
+from policy.tokens import TokenLayout
 from transport.trajectory import TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ class LearnerEngine:
     def device(self) -> torch.device:
         """Where this rank computes; not a collective."""
         return torch.device(self.engine.device)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The token ids that its policy knows; not a collective."""
+        return self._policy.layout
 
     @property
     def steps(self) -> int:

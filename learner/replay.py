@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from learner import checkpoint
 from learner.engine import LearnerEngine
+from policy.tokens import TokenLayout
+from transport.errors import WireError
 from transport.group_files import GroupFiles
+from transport.trajectory import TrajectoryGroup
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +60,7 @@ def replay(
 
     Raises:
         CheckpointError: the checkpoint does not fit the policy, the number of ranks or the ZeRO stage.
-        WireError: a kept file is damaged.
+        WireError: a kept file is damaged, or holds what this policy cannot have drawn.
     """
     files = GroupFiles(kept)
     path = checkpoint.newest(checkpoints, at_most=step - 1)
@@ -67,6 +72,29 @@ def replay(
         between = ()
     for one in between:
         log.info("step %d, on the way", one)
-        engine.step(files.read(one), reward_weights)
-    metrics = engine.step(files.read(step), reward_weights)
+        engine.step(_groups(files, one, engine.layout), reward_weights)
+    metrics = engine.step(_groups(files, step, engine.layout), reward_weights)
     return Replayed(step, start, str(path) if path else None, between, metrics)
+
+
+def _groups(files: GroupFiles, step: int, layout: TokenLayout) -> list[TrajectoryGroup]:
+    """The kept groups of a step, after a look at whether their ids are the policy's."""
+    groups = files.read(step)
+    for group in groups:
+        for member in group.members:
+            image, semantic = member.image, member.semantic
+            texts = [image.prompt_ids] + ([semantic.prompt_ids, semantic.token_ids] if semantic else [])
+            fits = len(image.token_ids) == layout.image_tokens and _within(image.token_ids, layout.image_vocab)
+            fits &= all(len(prompt) and _within(prompt, layout.text_vocab) for prompt in texts[:2])
+            fits &= all(_within(text, layout.text_vocab) for text in texts[2:])
+            if not fits:
+                raise WireError(
+                    f"group {group.index} of step {step} is none that this policy draws: its token ids are not of "
+                    f"{layout.text_vocab} for text and {layout.image_vocab} for pictures of {layout.image_tokens}; "
+                    "policy.checkpoint has to be the run's own"
+                )
+    return groups
+
+
+def _within(ids: Tensor, size: int) -> bool:
+    return not len(ids) or int(ids.max()) < size

@@ -111,7 +111,8 @@ def _lines(path: Path, what: str) -> list[str]:
     if not path.is_file():
         raise PromptFileError(f"{path}: no such {what}")
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        # splitlines() would break a prompt that holds another end of line, such as U+2028
+        return path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise PromptFileError(f"{path}: is not UTF-8 text (byte {error.start})") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -59,11 +60,15 @@ class RunFolder:
         self.config.write_text(dump_config(config), encoding="utf-8")
 
     def rewind(self, step: int) -> None:
-        """Drop the rows of steps after `step`; a resumed run takes these steps again."""
-        for path in (self.metrics, self.held_out):
-            rows = [row for row in read_json_lines(path) if row["step"] <= step]
-            if path.is_file():
-                write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        """Drop the rows of steps after `step`; a resumed run takes these steps again.
+
+        Raises:
+            RunError: a file holds a line that is no row; both are then as they were.
+        """
+        kept = {path: read_json_lines(path) for path in (self.metrics, self.held_out) if path.is_file()}
+        for path, rows in kept.items():
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= step]
+            write_atomically(path, "".join(lines))
 
     def _check_same_run(self, config: RunConfig) -> None:
         """A resumed run may be longer or use another cluster, but must otherwise have the same config."""
@@ -92,20 +97,41 @@ def append_json(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file; empty if it is absent. An incomplete last line (after a kill) is left out."""
+    """Rows of a JSON Lines file, each with an int `step`; empty if it is absent.
+
+    An incomplete last line (after a kill) is left out.
+
+    Raises:
+        RunError: names the file and the first line that holds no such row.
+    """
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    try:
+        *lines, cut = path.read_bytes().split(b"\n")  # and at nothing else: texts may hold other ends of lines
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    rows = [_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    with contextlib.suppress(RunError):
+        rows.append(_row(cut, f"{path}"))
     return rows
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{where} is not valid JSON ({error}); mend or remove that line") from error
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise RunError(f"{where} is no row of a step: it needs a whole number `step`; mend or remove that line")
+    return row
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step, so that no reader sees half of it."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)  # noqa: PTH105
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)  # noqa: PTH105
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

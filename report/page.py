@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from recipe.errors import RunError
 from recipe.run_folder import RunFolder, write_atomically
 from report.chart import style
 from report.curves import held_out_topics, step_topics, task_topics, window
@@ -26,26 +27,33 @@ def write_report(folder: RunFolder) -> Path:
     """Write `report.html` from the contents of the run folder, finished or not.
 
     Raises:
-        RunError: the folder holds no run.
+        RunError: the folder holds no run, a file is not as a run writes it, or the report cannot be written.
     """
-    write_atomically(folder.report, report_html(read_runs([folder])))
-    return folder.report
+    return _write(folder.report, report_html(read_runs([folder])))
 
 
 def write_comparison(folders: Sequence[RunFolder], out: Path | None = None) -> Path:
     """Write one report of several runs to `out`, or beside the first run's folder.
 
     Raises:
-        RunError: a folder holds no run, or the same one is given twice.
+        RunError: a folder holds no run, the same one is given twice, a file is not as a run writes it, or the report
+            cannot be written.
     """
     html = report_html(read_runs(folders))
     if out is None:
         names = [folder.path.name for folder in folders]
         more = [f"and-{len(names) - _NAMES_IN_FILE}-more"] if len(names) > _NAMES_IN_FILE else []
         out = folders[0].path.parent / f"report-{'-'.join(names[:_NAMES_IN_FILE] + more)}.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, html)
-    return out
+    return _write(out, html)
+
+
+def _write(path: Path, html: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, html)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be written ({error}); --out FILE takes another") from error
+    return path
 
 
 def report_html(runs: Sequence[ReportRun]) -> str:

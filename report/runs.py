@@ -10,10 +10,12 @@ from statistics import fmean
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from recipe.errors import RunError
 from recipe.public_config import as_yaml, named, public_config
-from recipe.run_folder import RunFolder, read_json_lines
+from recipe.run_folder import RunFolder
+from report.files import Config, Environment, Summary, Training, check, read_held_out, read_json, read_metrics
 
 _NOT_THE_METHOD = ("folder", "seed", "metrics")
 """Keys in which two runs of one config may differ."""
@@ -62,13 +64,14 @@ class ReportRun:
     @property
     def seconds(self) -> float:
         """Seconds in training steps."""
-        return sum(row["seconds/step"] for row in self.rows)
+        return sum(row.get("seconds/step", 0.0) for row in self.rows)
 
     @property
     def pictures_per_s(self) -> float | None:
         """Pictures per second of training steps, without scoring and checkpoints between them."""
-        pictures = sum(row["pictures_per_s"] * row["seconds/step"] for row in self.rows)
-        return pictures / self.seconds if self.rows else None
+        timed = [row for row in self.rows if {"pictures_per_s", "seconds/step"} <= row.keys()]
+        seconds = sum(row["seconds/step"] for row in timed)
+        return sum(row["pictures_per_s"] * row["seconds/step"] for row in timed) / seconds if seconds else None
 
     @property
     def seconds_in_all(self) -> float | None:
@@ -109,7 +112,7 @@ def duration(seconds: float) -> str:
 def read_runs(folders: Sequence[RunFolder]) -> list[ReportRun]:
     """
     Raises:
-        RunError: a folder holds no run, or the same one is given twice.
+        RunError: a folder holds no run, the same one is given twice, or a file is not as a run writes it.
     """
     paths = [folder.path for folder in folders]
     for path in paths:
@@ -160,17 +163,12 @@ def _read(folder: RunFolder, name: str) -> ReportRun:
         raise RunError(f"{folder.config} cannot be read as YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise RunError(f"{folder.config} is no run config: {error}") from error
+    check(folder.config, TypeAdapter(Config), config)
     return ReportRun(
-        name, folder, config, as_yaml(config), read_json_lines(folder.metrics), read_json_lines(folder.held_out),
-        _read_json(folder.environment), _read_json(folder.summary), _read_json(folder.training) or {},
+        name, folder, config, as_yaml(config), read_metrics(folder.metrics), read_held_out(folder.held_out),
+        read_json(folder.environment, Environment), read_json(folder.summary, Summary),
+        read_json(folder.training, Training) or {},
     )  # fmt: skip
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    tree = json.loads(path.read_text("utf-8"))
-    return tree if isinstance(tree, dict) else None
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -14,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from report.files import Samples, read_json
 from report.runs import ReportRun
 
 SCORINGS = 6
@@ -142,7 +142,7 @@ def _scorings(run: ReportRun, split: str) -> list[dict[str, Any]]:
     files = sorted(run.folder.samples.glob(f"{split}-*.json"))
     if len(files) > SCORINGS:
         files = [files[round(place * (len(files) - 1) / (SCORINGS - 1))] for place in range(SCORINGS)]
-    return [json.loads(file.read_text("utf-8")) for file in files]
+    return [tree for file in files if (tree := read_json(file, Samples))]
 
 
 def _strip(run: ReportRun, scorings: Sequence[dict[str, Any]], prompt: str) -> Strip | None:
@@ -171,7 +171,7 @@ def _picture(path: Path) -> tuple[str | None, bool]:
             if max(picture.size) <= _SIDE:
                 return f"data:image/png;base64,{base64.b64encode(data).decode()}", True
             thumbnail = picture.convert("RGB")
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all that Pillow has for a broken one
         return None, False
     thumbnail.thumbnail((_SIDE, _SIDE))
     out = io.BytesIO()

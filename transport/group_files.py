@@ -40,14 +40,14 @@ class GroupFiles:
         """The kept groups of a step, in the order of their index; empty if none are kept.
 
         Raises:
-            WireError: names the file that is damaged.
+            WireError: names the file that is damaged, or cannot be opened.
         """
         groups = []
         for file in sorted(self._of(step).glob("*.group")):
             try:
                 groups.append(unpack(file.read_bytes()))
-            except WireError as error:
-                raise WireError(f"{file} cannot be read: {error}") from error
+            except (WireError, OSError) as error:
+                raise WireError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return groups
 
     def steps(self) -> list[int]:

@@ -102,11 +102,19 @@ def start_server(folder: str | Path, deadline_s: float = 30.0) -> RedisServer:
     in the terminal does not reach it.
 
     Raises:
-        RedisUnavailable: no binary, another server in the same folder, or no answer within `deadline_s` seconds; the
-            message has the end of the server's log.
+        RedisUnavailable: no binary, a folder that it cannot use, another server in the same folder, or no answer
+            within `deadline_s` seconds; the message has the end of the server's log.
     """
-    binary, folder = find_binary(), Path(folder).resolve()
-    ends_at = time.monotonic() + deadline_s
+    try:
+        return _start(Path(folder).resolve(), deadline_s)
+    except RedisUnavailable:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # what a folder or its files may be; a loop of links
+        raise RedisUnavailable(f"redis-server cannot start in {folder}: {error}") from error
+
+
+def _start(folder: Path, deadline_s: float) -> RedisServer:
+    binary, ends_at = find_binary(), time.monotonic() + deadline_s
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder, ends_at, deadline_s)
     try:

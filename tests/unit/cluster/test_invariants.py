@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from cluster.invariants import Invariant, beside, of_groups, of_training
 from cluster.replay import replay, replay_config
+from cluster.rollout_folder import make_folder, rollout_config
 from learner.loading import load_engine
 from learner.process_group import join
 from learner.replay import Replayed
@@ -21,6 +23,7 @@ from policy.config import PolicyConfig
 from policy.janus import Policy
 from recipe.config import RunConfig, dump_config
 from recipe.errors import ConfigError, RunError
+from recipe.run_folder import RunFolder, append_json
 from transport.group_files import GroupFiles
 from transport.rendezvous import Endpoint
 from transport.trajectory import Member, TrajectoryGroup
@@ -159,6 +162,7 @@ def test_beside_the_runs_own_row(config: RunConfig, replayed: Replayed) -> None:
     other = beside(config, replayed, {**row, "grad_norm": 1.01 * row["grad_norm"]}, changed=False)
     assert other.ok is False and "grad_norm" in other.text
     assert beside(config, replayed, {**row, "grad_norm": 0.0}, changed=True).ok is None
+    assert beside(config, replayed, {**row, "loss": None, "kl": "0"}, changed=False).ok is True  # type: ignore[dict-item]
     broken = dataclasses.replace(replayed, metrics={**replayed.metrics, "loss": float("nan")})
     assert beside(config, broken, {**row, "loss": float("nan")}, changed=False).ok is True
     assert beside(config, broken, row, changed=False).ok is False
@@ -185,7 +189,44 @@ def test_what_cannot_be_replayed_is_one_sentence(
         again(1)
     with pytest.raises(RunError, match=r"keeps 2 of the 3 groups of step 2: the run ended while they were drawn"):
         again(2)
+    append_json(tmp_path / "metrics.jsonl", {"step": 2})
+    with pytest.raises(RunError, match=r"keeps 2 of the 3 groups of step 2: the run trained all of them"):
+        again(2)
     files.write(2, healthy[2])
-    paths[0].write_bytes(paths[0].read_bytes()[:-9])
+    whole, link = paths[0].read_bytes(), tmp_path / "replay"
+    link.symlink_to(".")
+    with pytest.raises(RunError, match=r"replay is a link"):
+        again(2)
+    link.unlink()
+    link.touch()
+    with pytest.raises(RunError, match=r"replay cannot hold what the replay says"):
+        again(2)
+    paths[0].write_bytes(whole[:-9])
     with pytest.raises(RunError, match=r"00000000\.group cannot be read: damaged"):
         again(2)
+    paths[0].unlink()
+    for spoil in (lambda: paths[0].symlink_to("nowhere"), lambda: (paths[0].unlink(), paths[0].mkdir())):
+        spoil()
+        with pytest.raises(RunError, match=r"00000000\.group cannot be read: "):
+            again(2)
+    (tmp_path / "metrics.jsonl").write_text("5\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl:1 is no row"):
+        again(2)
+
+
+def test_a_rollout_takes_the_place_of_a_rollout_alone(config: RunConfig, tmp_path: Path) -> None:
+    folder, out = RunFolder(tmp_path / "run"), io.StringIO()
+    asked = rollout_config(config, str(folder.path), 1000)
+    assert (asked.rollout.groups_per_step, asked.rollout.groups_in_flight) == (1000, 6)
+    for _ in range(2):
+        make_folder(folder, asked, Console(file=out))
+    (aside,) = (path for path in tmp_path.iterdir() if path != folder.path)
+    assert aside.name in out.getvalue() and (aside / "config.yaml").is_file()
+    append_json(folder.metrics, {"step": 1})
+    with pytest.raises(RunError, match=r"holds a run that `bicot rollout` did not make; --folder PATH"):
+        make_folder(folder, asked, Console(file=out))
+    folder.metrics.unlink()
+    (folder.samples / "rollout.json").unlink()
+    with pytest.raises(RunError, match=r"holds a run that `bicot rollout` did not make; --folder PATH"):
+        make_folder(folder, asked, Console(file=out))
+    assert len(list(tmp_path.iterdir())) == 2

@@ -142,6 +142,7 @@ def test_damage_is_named_and_older_checkpoints_stay(
         ({"zero_stage": 3}, "it holds zero_stage 3, this run has 0"),
         ({"trained": {"lm_head.weight": [1, 2]}}, "it holds other tensors"),
         ({"format": 7}, "has format 7; this version reads 1"),
+        ({"step": "1"}, "has step '1', which is no whole number"),
     ],
 )
 def test_checkpoints_of_other_runs(folder: Path, engine: LearnerEngine, change: dict[str, object], told: str) -> None:

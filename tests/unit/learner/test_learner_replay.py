@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from learner.process_group import join
 from learner.replay import replay
 from policy.config import PolicyConfig
 from policy.janus import Policy
+from transport.errors import WireError
 from transport.group_files import GroupFiles
 from transport.rendezvous import Endpoint
 
@@ -99,3 +102,25 @@ def test_the_newest_checkpoint_up_to_a_step(run: Kept) -> None:
     for bound in (SAVED, SAVED + 5, None):
         found = checkpoint.newest(run.checkpoints, at_most=bound)
         assert found and found.name == f"step-{SAVED:06d}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids: {"token_ids": ids + 10**6},
+        lambda ids: {"prompt_ids": ids + 10**6},
+        lambda ids: {"prompt_ids": ids[:0]},
+    ],
+)
+def test_groups_of_another_policy_are_told(
+    change: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    tiny_policy: Policy,
+    tiny_config: PolicyConfig,
+    tmp_path: Path,
+) -> None:
+    (group,) = random_groups(tiny_policy, groups=1, members=1)
+    image = dataclasses.replace(group.members[0].image, **change(group.members[0].image.token_ids))
+    member = dataclasses.replace(group.members[0], image=image)
+    GroupFiles(tmp_path).write(1, dataclasses.replace(group, members=(member,)))
+    with pytest.raises(WireError, match=r"group 0 of step 1 is none that this policy draws: .* policy\.checkpoint "):
+        replay(fresh(tiny_config), WEIGHTS, tmp_path / "none", tmp_path, 1, 1)

@@ -46,6 +46,14 @@ def test_bad_prompt_files_name_the_line(tmp_path: Path, rows: list[str], message
         load_prompts(path)
 
 
+def test_only_a_line_feed_ends_a_row(tmp_path: Path) -> None:
+    rows = [{"prompt": f"a\u2028{name}\u0085b", "task_type": "object", "nouns": ["x"]} for name in "cd"]
+    path, exclude = tmp_path / "prompts.jsonl", tmp_path / "bench.txt"
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    exclude.write_text(rows[0]["prompt"] + "\n", encoding="utf-8")
+    assert [record.prompt for record in load_prompts(path, [exclude])] == [rows[1]["prompt"]]
+
+
 def test_missing_prompt_file() -> None:
     with pytest.raises(PromptFileError, match="no such prompt file"):
         load_prompts("nowhere.jsonl")

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,3 +128,25 @@ def test_a_url_is_shown_without_its_password() -> None:
         assert shown(broken) == "(malformed URL)"
         with pytest.raises(RedisUnavailable, match="percent-encoded"):
             check_redis(broken)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: folder.touch(),
+        lambda folder: folder.symlink_to(folder),
+        lambda folder: (folder / "redis.sock").mkdir(parents=True),
+        lambda folder: (folder / "redis.log").mkdir(parents=True),
+        lambda folder: (folder / "redis.lock").mkdir(parents=True),
+    ],
+)
+def test_a_folder_that_it_cannot_use_is_told(spoil: Callable[[Path], object], tmp_path: Path) -> None:
+    folder = tmp_path / "redis"
+    spoil(folder)
+    with pytest.raises(RedisUnavailable, match=f"redis-server cannot start in {folder}: .*{folder}"):
+        start_server(folder)
+
+
+def test_a_folder_without_a_possible_name_is_told() -> None:
+    with pytest.raises(RedisUnavailable, match="cannot start in "):
+        start_server("a\0b")
