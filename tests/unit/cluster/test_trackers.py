@@ -40,7 +40,7 @@ def test_tensorboard_is_written_unless_it_is_turned_off(tmp_path: Path) -> None:
     assert events.Scalars("reward/detector")[0].value == 0.5
     (config,) = events.Tensors("config/text_summary")
     text = config.tensor_proto.string_val[0].decode()
-    assert "lr: 0.00015" in text and "rediss://me:***@host" in text and "hush" not in text
+    assert "lr: 0.00015" in text and "rediss://***@host" in text and "hush" not in text
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="W&B is not installed")

@@ -11,21 +11,42 @@ import yaml
 
 from policy.prompts import PromptRecord
 from recipe.config import dump_config, load_config
-from recipe.public_config import as_yaml, flat_keys, public_config, without_secrets
+from recipe.public_config import as_yaml, flat_keys, public_config, public_override, without_secrets
 from recipe.run_folder import RunFolder
 from recipe.training_facts import meaning, write_training_facts
 from rewards.base import Reward
 from rewards.models.clip import ClipCosine
 from shapes.rewards import Tidiness
 
+SECRETS = (
+    "openaiApiKey", "OPENAIAPIKey", "accessToken", "auth", "secrets", "pwd", "passphrase", "bearer", "openai_key",
+    "api_keys", "client.secret", "tokens", "cookie", "db_pass", "passwordHash", "X-Auth-Token",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("tree", "shown"),
     [
-        ({"url": "rediss://me:hu/sh@host:1/0"}, {"url": "rediss://me:hu/sh@host:1/0"}),  # no URL: "/" ends the host
-        ({"url": "rediss://me:hu@sh@host:1/0"}, {"url": "rediss://me:***@host:1/0"}),
-        ({"url": "redis://:hush@host"}, {"url": "redis://:***@host"}),
-        ({"urls": [{"a": "see http://me:hush@host now"}]}, {"urls": [{"a": "see http://me:***@host now"}]}),
+        ({"url": "rediss://me:hu/sh@host:1/0"}, {"url": "rediss://***@host:1/0"}),
+        ({"url": "rediss://me:hu@sh@host:1/0"}, {"url": "rediss://***@host:1/0"}),
+        ({"url": "redis://:1/hu?s#h@host"}, {"url": "redis://***@host"}),
+        ({"url": "redis://h/0?password=hush&db=1"}, {"url": "redis://h/0?password=***&db=***"}),
+        ({"urls": [{"a": "see http://me:hush@host now"}]}, {"urls": [{"a": "see http://***@host now"}]}),
+        (
+            {"a": "https://hush@host/b", "b": "https://me:hu/sh@h", "c": "https://h:1/@me?a=1"},
+            {"a": "https://***@host/b", "b": "https://***@h", "c": "https://h:1/@me?a=1"},
+        ),
+        (
+            {"a": "https://h/x?api_key=hush&n=5&sig=hush", "b": "http://h?x=1;accessToken=hush#key=hush"},
+            {"a": "https://h/x?api_key=***&n=5&sig=***", "b": "http://h?x=1;accessToken=***#key=***"},
+        ),
+        ({"headers": {"Authorization": "Bearer hush"}}, {"headers": {"Authorization": "***"}}),
+        (
+            {"headers": ["Authorization: Basic hush", "a Bearer hush.hush"]},
+            {"headers": ["Authorization: ***", "a Bearer ***"]},
+        ),
+        ({key: ["hush"] for key in SECRETS}, dict.fromkeys(SECRETS, "***")),
+        ({"author": "me", "token_ids": [1], "key": "colour", "passes": 3, "basic": "basic shapes", "pin": 0},) * 2,
         ({"openai_api_key": "hush", "token": {"a": "hush"}}, {"openai_api_key": "***", "token": "***"}),
         ({"Password": "hush\nhush", "secret-key": ["hush"]}, {"Password": "***", "secret-key": "***"}),
         ({"api_key": None, "max_tokens": 7, "tokens": 2}, {"api_key": None, "max_tokens": 7, "tokens": 2}),
@@ -33,6 +54,12 @@ from shapes.rewards import Tidiness
 )
 def test_no_secrets(tree: dict[str, object], shown: dict[str, object]) -> None:
     assert without_secrets(tree) == shown
+
+
+def test_an_override_without_its_secret() -> None:
+    assert public_override("learner.optimizer.lr=1e-5") == "learner.optimizer.lr=1e-5"
+    assert public_override("rewards.services.0.options.apiKey=hush") == "rewards.services.0.options.apiKey=***"
+    assert public_override("rewards.services.0.options={url: 'http://hush@h'}") == "rewards.services.0.options=***"
 
 
 def test_a_whole_config_stays_as_it_is() -> None:
@@ -48,9 +75,7 @@ def test_dotted_keys() -> None:
     config = load_config("deploy/runs/shapes.yaml", ["buffer.url=redis://me:hush@host", "metrics.wandb={project: a}"])
     flat = flat_keys(public_config(dump_config(config)))
     assert flat["rewards.services.detector.weight"] == 1.0 and flat["learner.optimizer.lr"] == 1.5e-4
-    assert (
-        flat["steps"] == 100 and flat["metrics.wandb.project"] == "a" and flat["buffer.url"] == "redis://me:***@host"
-    )
+    assert flat["steps"] == 100 and flat["metrics.wandb.project"] == "a" and flat["buffer.url"] == "redis://***@host"
     assert flat["prompts.exclude"] == [] and flat["rewards.services.strict.options"] == {}
     assert not any(isinstance(value, dict) and value for value in flat.values()) and "hush" not in str(flat)
 
