@@ -7,6 +7,7 @@ groups/
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,7 +53,8 @@ class GroupFiles:
 
     def steps(self) -> list[int]:
         """The steps with kept groups, in order."""
-        return sorted(int(path.name[5:]) for path in self._folder.glob("step-*[0-9]") if path.name[5:].isdigit())
+        names = (re.fullmatch(r"step-([0-9]{6,18})", path.name) for path in self._folder.glob("step-*"))
+        return sorted(int(name[1]) for name in names if name)
 
     def count(self, step: int) -> int:
         """The number of kept groups of a step; reads none of them."""

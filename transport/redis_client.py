@@ -32,7 +32,7 @@ def connect(url: str) -> redis.Redis:
     try:
         if shown(url) == MALFORMED:
             raise ValueError
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             url,
             protocol=2,
             socket_timeout=SOCKET_TIMEOUT_S,
@@ -40,6 +40,9 @@ def connect(url: str) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
             health_check_interval=30,
         )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # which says what it does not know of the URL's options
+        return client
     except (ValueError, TypeError):
         raise RedisUnavailable(
             "not a Redis URL: expected redis://[user:password@]host:port/db (rediss:// for TLS), with special "

@@ -57,6 +57,12 @@ def test_a_damaged_file_is_named(damage, groups: list[TrajectoryGroup], tmp_path
         files.read(2)
 
 
+def test_other_folders_are_no_steps(tmp_path: Path) -> None:
+    for name in ("step-²", "step-00000²", "step-1", f"step-{'9' * 200}", "step-000003"):
+        (tmp_path / name).mkdir()
+    assert GroupFiles(tmp_path).steps() == [3]
+
+
 def test_no_folder_is_no_steps(tmp_path: Path) -> None:
     files = GroupFiles(tmp_path / "none")
     assert files.steps() == []

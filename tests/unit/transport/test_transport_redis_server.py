@@ -122,6 +122,12 @@ def test_check_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         check_redis(server.url.replace("unix://", "unix://:right@"))
 
 
+def test_an_option_that_a_connection_does_not_know_is_no_redis_url() -> None:
+    with pytest.raises(RedisUnavailable, match="not a Redis URL") as caught:
+        check_redis("redis://:secret@127.0.0.1:1/0?foo=1", 0.1)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_url_is_shown_without_its_password() -> None:
     assert shown("rediss://user:pass@host:6380/2?password=pass") == "rediss://host:6380/2"
     for broken in ("redis://:a/b@host:1", "redis://:12/3@host:1"):
