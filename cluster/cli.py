@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from cluster.shadowed import shadowed
 
 if TYPE_CHECKING:  # each command imports what it needs
     from rich.console import Console
+    from rich.text import Text
 
     from recipe.config import RunConfig
 
@@ -34,11 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if many:
         getattr(arguments, many).extend(rest)
     # The working directory may hold the user's reward modules (ray job submit, make): put it on the path.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    if wrong := shadowed():
+    try:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        wrong = shadowed()
+    except FileNotFoundError:
+        wrong = "the working directory is gone; start bicot from a folder that is there"
+    if wrong:
         print(f"bicot: {wrong}", file=sys.stderr)  # noqa: T201 - the command's own output
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
     from recipe.errors import ConfigError, RunError
 
     own_stderr = os.dup(2)  # some commands send what libraries print to a log
@@ -145,14 +153,18 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     console = own_console()
-    console.print(
-        f"bicot: [bold]{arguments.config}[/bold], {config.steps} steps into {config.folder}", soft_wrap=True
-    )
+    console.print(_bold("bicot: ", arguments.config, f", {config.steps} steps into {config.folder}"), soft_wrap=True)
     prepare(config)
     _require(config, console)
     from cluster.run import train
 
     return train(config, console, resume=arguments.resume, fresh=arguments.fresh)
+
+
+def _bold(before: str, name: str, after: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(before, (name, "bold"), after)
 
 
 def _require(config: RunConfig, console: Console) -> None:
@@ -167,13 +179,13 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     from cluster.console import own_console
     from cluster.pools.ray_environment import prepare
     from recipe.config import load_config
+    from recipe.run_folder import RunFolder
 
     config = load_config(arguments.config, [*arguments.overrides, "ray.address=null"])
     console = own_console()
-    console.print(
-        f"bicot: rehearsing [bold]{arguments.config}[/bold] with tiny random models in {arguments.folder}",
-        soft_wrap=True,
-    )
+    after = f" with tiny random models in {arguments.folder}"
+    console.print(_bold("bicot: rehearsing ", arguments.config, after), soft_wrap=True)
+    RunFolder(arguments.folder).check()
     prepare(config)
     from cluster.pools.worker import log_to
     from cluster.run import train
@@ -196,7 +208,8 @@ def _rollout(arguments: argparse.Namespace) -> int:
     if arguments.groups < 1:
         raise ConfigError(f"--groups {arguments.groups}: ask for one group at least")
     console = own_console()
-    console.print(f"bicot: {arguments.groups} groups of [bold]{arguments.config}[/bold] into {arguments.folder}")
+    config = config.model_copy(update={"folder": arguments.folder})
+    console.print(_bold(f"bicot: {arguments.groups} groups of ", arguments.config, f" into {config.folder}"))
     prepare(config)
     _require(alone(config, "semantic", "image", "rewards"), console)
     from cluster.rollout_only import rollout_config, rollout_only
@@ -237,7 +250,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     log_to(out / LOG)
     for drawn in generate(config, arguments.prompts, out, arguments.members, arguments.seed):
-        console.print(f"{os.path.relpath(drawn.path)}  {drawn.cot}", markup=False, soft_wrap=True)
+        console.print(f"{os.path.relpath(drawn.path)}  {drawn.cot}", soft_wrap=True)
     return 0
 
 
@@ -249,10 +262,10 @@ def _export(arguments: argparse.Namespace) -> int:
     written = export(Path(arguments.source), Path(arguments.out), arguments.to, base)
     console = own_console()
     text = f"{arguments.out}: {written.tensors} tensors, {written.bytes / 1e9:.2f} GB, {arguments.to} layout"
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
     if written.left_out:
         hint = "; --base FOLDER takes them from an original checkpoint" if arguments.to == "original" else ""
-        console.print(f"left out: {written.left_out}{hint}", markup=False, soft_wrap=True)
+        console.print(f"left out: {written.left_out}{hint}", soft_wrap=True)
     return 0
 
 

@@ -26,9 +26,17 @@ _PACE_STEPS = 50
 
 
 def own_console() -> Console:
-    """A console on a copy of stdout, so that stdout itself, with the output of libraries, can go to a log."""
+    """A console on a copy of stdout, so that stdout itself, with the output of libraries, can go to a log.
+
+    It prints text literally: brackets and colons in a path are no markup.
+    """
     sys.stdout.flush()
-    return Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False)
+    return Console(
+        file=os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace"),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def shown_path(console: Console, path: Path) -> str:
@@ -110,9 +118,10 @@ class RunDisplay:
     def say(self, text: str) -> None:
         """Print one permanent line, with the time of day; in a plain log also with the date and the time left."""
         if self._console.is_terminal:
-            self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim]  {text}")
+            self._console.print(Text.assemble((time.strftime("%H:%M:%S"), "dim"), f"  {text}"))
         else:
-            self._console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {self._left} left  {text}", soft_wrap=True)
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {self._left} left  {text}"
+            self._console.print(Text(line), soft_wrap=True)
 
     def path(self, path: Path) -> str:
         """A path as `shown_path` gives it for this console."""
@@ -185,5 +194,5 @@ def held_out_table(metric: str, before: Mapping[str, float], after: Mapping[str,
     for family in [*(name for name in after if name != "all"), "all"]:
         change = after[family] - before[family]
         style = "bold" if family == "all" else None
-        table.add_row(family, f"{before[family]:.3f}", f"{after[family]:.3f}", f"{change:+.3f}", style=style)
+        table.add_row(Text(family), f"{before[family]:.3f}", f"{after[family]:.3f}", f"{change:+.3f}", style=style)
     return table

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from cluster.console import RunDisplay, held_out_table, shown_path
 from cluster.loop import Progress
@@ -54,10 +55,9 @@ def train(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int
         _tell_failure(console, folder, first_cause(error))
         return EXIT_FAILED
     if summary is None:
-        console.print(
-            f"Stopped. The same command with [bold]--resume[/bold] goes on with {shown_path(console, folder.path)}.",
-            soft_wrap=True,
-        )
+        where = shown_path(console, folder.path)
+        text = Text.assemble("Stopped. The same command with ", ("--resume", "bold"), f" goes on with {where}.")
+        console.print(text, soft_wrap=True)
         return EXIT_INTERRUPTED
     _tell_success(console, folder, config, summary)
     return 0
@@ -160,12 +160,12 @@ class _Run:
 
 def _tell_failure(console: Console, folder: RunFolder, error: BaseException) -> None:
     name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
-    console.print("[red]The run failed.[/red]")
+    console.print("The run failed.", style="red")
     console.print(f"{name}{error}", markup=False, soft_wrap=True)
     if isinstance(error, StageError) and error.log_tail:
-        console.print("[dim]The end of that process's log:[/dim]")
+        console.print("The end of that process's log:", style="dim")
         console.print(error.log_tail, markup=False, soft_wrap=True)
-    console.print(f"Logs: {shown_path(console, folder.logs)}", soft_wrap=True)
+    console.print(Text(f"Logs: {shown_path(console, folder.logs)}"), soft_wrap=True)
 
 
 def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summary: Mapping[str, Any]) -> None:
@@ -179,4 +179,4 @@ def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summar
         f"pictures/s; {duration(summary['seconds'])} {since}, start and scoring included",
         soft_wrap=not console.is_terminal,
     )
-    console.print(f"Report: {shown_path(console, report)}", soft_wrap=True)
+    console.print(Text(f"Report: {shown_path(console, report)}"), soft_wrap=True)

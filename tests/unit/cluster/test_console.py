@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.console import RunDisplay, TimeLeft, held_out_table, shown_path
+from cluster.cli import _bold
+from cluster.console import RunDisplay, TimeLeft, held_out_table, own_console, shown_path
 from evaluation.held_out import HeldOutScores
 
 REWARDS = {"aesthetic_preference": 0.2345, "grounded_detector": 0.8125, "visual_question_answering": 0.5, "tidy": 1.0}
@@ -41,6 +42,19 @@ def screen(display: RunDisplay, width: int) -> str:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", capture.get())
     assert all(len(line) <= width for line in shown.splitlines())
     return shown
+
+
+def test_paths_and_families_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
+    path, family = "/tmp/[/x]/[bold]:cat:", "[/y]:dog:"
+    own_console().print(path)
+    own_console().print(_bold("bicot: ", path, f" into {path}"), soft_wrap=True)
+    assert capfd.readouterr().out == f"{path}\nbicot: {path} into {path}\n"
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
+        with console.capture() as capture:
+            RunDisplay(console, 3, "strict").say(path)
+            console.print(held_out_table("strict", {family: 0.0, "all": 0.0}, {family: 1.0, "all": 1.0}))
+        assert path in capture.get() and family in capture.get()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
