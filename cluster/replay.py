@@ -20,6 +20,7 @@ from rich.table import Table
 
 from recipe.config import RunConfig, load_config
 from recipe.errors import ConfigError, RunError
+from recipe.public_config import public_override
 from recipe.run_folder import RunFolder, append_json, read_json_lines
 
 if TYPE_CHECKING:  # a wrong call is told before torch and DeepSpeed are imported
@@ -41,9 +42,10 @@ def replay_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     if not folder.config.is_file():
         raise RunError(f"{run} is no run folder: it has no {folder.config.name}")
     for override in overrides:
-        if override.partition("=")[0].split(".")[0] not in MAY_CHANGE:
+        key = override.partition("=")[0]
+        if key.split(".")[0] not in MAY_CHANGE:
             raise ConfigError(
-                f"override {override!r}: the groups are drawn already, so a replay changes {', '.join(MAY_CHANGE)}"
+                f"override {key}=...: the groups are drawn already, so a replay changes {', '.join(MAY_CHANGE)}"
             )
     return load_config(folder.config, list(overrides))
 
@@ -68,7 +70,9 @@ def replay(config: RunConfig, run: Path, step: int, overrides: Sequence[str], co
     where = os.path.relpath(folder.path)
     console.print(f"bicot: step {step} of {where} again, logs in {os.path.relpath(scratch.logs)}", soft_wrap=True)
     replayed = _train(config, folder, scratch, step, len(groups), console)
-    append_json(scratch.metrics, {"step": step, "overrides": list(overrides), **replayed.metrics})
+    append_json(
+        scratch.metrics, {"step": step, "overrides": [public_override(one) for one in overrides], **replayed.metrics}
+    )
     found = [*of_groups(config, groups, step), *of_training(config, groups, replayed)]
     if row is not None:
         found.append(beside(config, replayed, row, bool(overrides)))

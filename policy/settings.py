@@ -4,15 +4,36 @@ A field's type gives its unit: `max_tokens: Tokens = Field(256, ge=1, descriptio
 unit. docs/config.md, `bicot config` and the JSON schema are generated from types, bounds and descriptions.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 
 class Settings(BaseModel):
     """A section of a run config: immutable, without unknown keys, with finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number belongs: Python, and so pydantic, reads them as 1 and 0."""
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if kinds & {int, float} and bool not in kinds and _holds_flag(value):
+            raise PydanticCustomError("number", "write a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that stand in an annotation."""
+    return {annotation}.union(*(_kinds(part) for part in get_args(annotation)))
+
+
+def _holds_flag(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(map(_holds_flag, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool)
 
 
 def _in(unit: str) -> Any:

@@ -10,6 +10,7 @@ from policy.prompts import PromptFileError, load_prompts, rows_by_task
 from recipe.config import RunConfig
 from recipe.errors import RunError
 from recipe.resources import check_fits, local_resources, needed
+from recipe.run_folder import RunFolder
 from rewards.base import RewardConfigError, check_reward
 from rewards.config import RewardConfig
 from transport.errors import RedisUnavailable
@@ -40,6 +41,7 @@ def check(config: RunConfig, memory: bool = True) -> list[Finding]:
         except (RunError, PromptFileError, RewardConfigError, RedisUnavailable, ValueError) as error:
             findings.append(Finding(subject, str(error), ok=False))
 
+    look("folder", lambda: _folder(config))
     for subject, path in prompt_files(config):
         exclude = config.prompts.exclude if subject == "prompts.train" else ()
         look(subject, lambda path=path, exclude=exclude: _prompts(path, exclude))  # type: ignore[misc]
@@ -75,6 +77,11 @@ def prompt_files(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "held_out.dev", config.held_out.dev
     if config.held_out and config.held_out.test:
         yield "held_out.test", config.held_out.test
+
+
+def _folder(config: RunConfig) -> str:
+    RunFolder(config.folder).check()
+    return config.folder
 
 
 def _prompts(path: str, exclude: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -54,13 +55,14 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> Composed:
     files = _chain(path)
     tree: Tree = {}
     for file, own in reversed(files):
-        tree = _with_list(_merge(tree, own, f"{file}: "))
+        tree = _with_list(_merge(tree, own, f"{file}: "), f"{file}: ", nulls=False)
     said = []
     for override in overrides:
         key, value = _parse(override)
-        _set(tree, key, value, override)
-        said.append((f"override {'.'.join(key)}=...", _nested(key, value)))  # its value may hold a password
-    return Composed(path, _with_list(tree), tuple(files), tuple(said))
+        _set(tree, key, value)
+        said.append((_named(key), _nested(key, value)))
+    of_rewards = [who for who, own in said if "rewards" in own]
+    return Composed(path, _with_list(tree, f"{[path, *of_rewards][-1]}: "), tuple(files), tuple(said))
 
 
 def _chain(path: Path) -> list[tuple[Path, Tree]]:
@@ -74,8 +76,14 @@ def _chain(path: Path) -> list[tuple[Path, Tree]]:
             return files
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base: write the path of one recipe, relative to this file")
+        if base.startswith("~"):
+            raise ConfigError(f"{path}: base: {base}: a recipe does not expand ~; write the whole path")
         path = path.parent / base
-        if path.resolve() in {file.resolve() for file, _ in files}:
+        try:
+            again = path.resolve() in {file.resolve() for file, _ in files}
+        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, characters that no path has
+            raise ConfigError(f"{files[-1][0]}: base: {base!r}: {error}") from error
+        if again:
             circle = " > ".join(str(file) for file in [*(file for file, _ in files), path])
             raise ConfigError(f"{files[-1][0]}: base: recipes build on one another in a circle: {circle}")
 
@@ -87,8 +95,11 @@ def _read(path: Path, above: Path | None) -> Tree:
         raise ConfigError(
             f"{above}: base: {path}: no such file" if above else f"{path}: no such run config"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{f'{above}: base: ' if above else ''}{path}: cannot be read: {why}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a run config is a mapping of keys, this holds {type(tree).__name__}")
     return tree
@@ -100,10 +111,13 @@ def _merge(base: Any, own: Any, where: str) -> Any:
         return {**base, **{key: _merge(base.get(key), value, f"{where}{key}.") for key, value in own.items()}}
     if isinstance(own, dict) and _are_named(base):
         names = _names(base)
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{where}{name}: the base has two of this name, so none can be changed by name")
         for name, entry in own.items():
             if entry is None and name not in names:
                 raise ConfigError(f"{where}{name}: null leaves out one of the base's, and it has {', '.join(names)}")
-        return _listed(_merge(dict(zip(names, base, strict=True)), own, where))
+        return _listed(_merge(dict(zip(names, base, strict=True)), own, where), where)
     return own
 
 
@@ -115,63 +129,84 @@ def _names(entries: list[Any]) -> list[str]:
     return [str(entry["name"]) for entry in entries if isinstance(entry, dict) and "name" in entry]
 
 
-def _with_list(tree: Tree) -> Tree:
-    """`tree` with rewards.services as a list, even if it was written as a mapping."""
+def _with_list(tree: Tree, where: str, nulls: bool = True) -> Tree:
+    """`tree` with rewards.services as a list, even if it was written as a mapping.
+
+    `nulls` false refuses services that are null: the merge has already removed those that leave out a base's service.
+    """
     rewards = tree.get("rewards")
     if not isinstance(rewards, dict) or not isinstance(rewards.get("services"), dict | list):
         return tree
-    return {**tree, "rewards": {**rewards, "services": _listed(rewards["services"])}}
+    services, where = rewards["services"], f"{where}rewards.services."
+    for name, entry in enumerate(services) if isinstance(services, list) else services.items():
+        if entry is None and not nulls:
+            raise ConfigError(f"{where}{name}: null leaves out one of the base's by its name, and there is none here")
+    return {**tree, "rewards": {**rewards, "services": _listed(services, where)}}
 
 
-def _listed(entries: Tree | list[Any]) -> list[Any]:
+def _listed(entries: Tree | list[Any], where: str) -> list[Any]:
     """Named items as a list, also from a mapping by name. Items that are null are left out."""
     if isinstance(entries, list):
         return [entry for entry in entries if entry is not None]
-    return [
-        {"name": name, **entry} if isinstance(entry, dict) else entry
-        for name, entry in entries.items()
-        if entry is not None
-    ]
+    listed = []
+    for name, entry in entries.items():
+        if entry is not None and not isinstance(entry, dict):
+            raise ConfigError(f"{where}{name}: is a section of keys, not a value")
+        if entry is not None:
+            listed.append({"name": name, **entry})
+    return listed
 
 
 def _parse(override: str) -> tuple[list[str], Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: write key.subkey=value")
-    if key == "base":
-        raise ConfigError(f"override {override!r}: base is a key of the file; give the other recipe to the command")
+    text, equals, value = override.partition("=")
+    key = text.split(".")
+    if not equals and not re.fullmatch(r"\w[\w.]*", text):
+        raise ConfigError("an override without =: write key.subkey=value")  # it may be a value that a space cut off
+    if not equals or "" in key:
+        raise ConfigError(f"override {text}{'=...' if equals else ''}: write key.subkey=value")
+    if key[0] == "base":
+        raise ConfigError(f"{_named(key)}: base is a key of the file; give the other recipe to the command")
     try:
-        return key.split("."), load(text)
+        return key, load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        raise ConfigError(f"{_named(key)}: the value is not valid YAML") from error
 
 
-def _set(tree: Tree, key: list[str], value: Any, override: str) -> None:
+def _named(key: Sequence[str]) -> str:
+    """An override in messages, without its value: that may hold a password."""
+    return f"override {'.'.join(key)}=..."
+
+
+def _set(tree: Tree, key: list[str], value: Any) -> None:
     """Put a value into `tree`; creates sections on the path that are absent or null."""
-    *parents, last = key
+    parents = key[:-1]
     node: Any = tree
     for depth, part in enumerate(parents):
-        place = _place(node, part, parents[:depth], override)
+        place = _place(node, key, depth)
         if isinstance(node, dict) and node.get(part) is None:
+            if _INDEX.fullmatch(key[depth + 1]):
+                whole = ".".join(key[: depth + 1])
+                raise ConfigError(f"{_named(key)}: the recipe has no {whole}; give the whole list, {whole}=[...]")
             node[part] = {}
         node[place] = copy(node[place])  # a YAML anchor may share this section with others
         node = node[place]
-    node[_place(node, last, parents, override)] = value
+    node[_place(node, key, len(parents))] = value
 
 
-def _place(node: Any, part: str, parents: list[str], override: str) -> int | str:
-    """The key of `part` in a mapping, or its position in a list, given by index or name."""
+def _place(node: Any, key: list[str], depth: int) -> int | str:
+    """The part of `key` at `depth` in a mapping, or its position in a list, given by index or name."""
+    part = key[depth]
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise ConfigError(f"override {override!r}: {'.'.join(parents)} is a value and has no keys")
+        raise ConfigError(f"{_named(key)}: {'.'.join(key[:depth])} is a value and has no keys")
     named = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
     if part in named:
         return named.index(part)
-    if part.isdigit() and int(part) < len(node):
+    if _INDEX.fullmatch(part) and int(part) < len(node):
         return int(part)
     names = f", nor one of its names ({', '.join(_names(node))})" if _names(node) else ""
-    raise ConfigError(f"override {override!r}: {part!r} is no index of a list of {len(node)}{names}")
+    raise ConfigError(f"{_named(key)}: {part!r} is no index of a list of {len(node)}{names}")
 
 
 def _nested(key: list[str], value: Any) -> Any:
@@ -198,3 +233,4 @@ def _get(node: Any, part: int | str) -> Any:
 
 
 _ABSENT = object()
+_INDEX = re.compile(r"[0-9]{1,9}")

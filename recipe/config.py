@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from actors.config import ImageConfig, SemanticConfig
@@ -16,6 +16,7 @@ from policy.settings import GiB, Groups, MiB, Pictures, Processes, Seconds, Sett
 from recipe.compose import Composed, compose
 from recipe.errors import ConfigError, NoInstruction
 from recipe.keys import documented, hint
+from recipe.public_config import shown_value
 from recipe.yaml_text import dump
 from rewards.config import RewardsConfig
 from transport.config import BufferConfig, WeightsConfig
@@ -119,7 +120,9 @@ class MetricsConfig(Settings):
 class RunConfig(Settings):
     """Everything a run is made of."""
 
-    folder: str = Field(description="The run's folder: config, logs, metrics, checkpoints, samples, report.")
+    folder: str = Field(
+        min_length=1, description="The run's folder: config, logs, metrics, checkpoints, samples, report."
+    )
     seed: int = Field(0, ge=0, description="Seed of prompt order, sampling and initialisation.")
     steps: Steps = Field(ge=1, description="Training steps.")
     policy: PolicyConfig
@@ -135,6 +138,13 @@ class RunConfig(Settings):
     checkpoint: CheckpointConfig = CheckpointConfig()
     ray: RayConfig = RayConfig()
     metrics: MetricsConfig = MetricsConfig()
+
+    @field_validator("folder")
+    @classmethod
+    def _whole_path(cls, folder: str) -> str:
+        if folder.startswith("~"):
+            raise ValueError("~ is not expanded here; write the whole path")
+        return folder
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -181,6 +191,7 @@ _PLAIN = {
     "float_type": "write a number",
     "bool_parsing": "write true or false",
     "bool_type": "write true or false",
+    "invalid_key": "write the key in quotes, since YAML reads no text here",
     "string_type": "write a text, in quotes where YAML reads something else",
 }
 """What to do, for the errors that people make most, by pydantic's names of them."""
@@ -200,9 +211,13 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     composed = compose(Path(path), overrides)
     _read_instruction(composed)
     try:
-        return RunConfig.model_validate(composed.tree)
+        config = RunConfig.model_validate(composed.tree)
+        dump_config(config)  # a reward's options may hold what no file can
     except ValidationError as error:
         raise ConfigError(_sentences(error, composed)) from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: rewards.services: options: cannot be written as YAML: {error}") from error
+    return config
 
 
 def dump_config(config: RunConfig) -> str:
@@ -233,21 +248,22 @@ def _read_instruction(composed: Composed) -> None:
     said = composed.source(location)
     if list(node) != ["file"]:
         raise ConfigError(f"{said}: policy.templates.instruction: write a text, or a mapping with the one key `file`")
+    key = "policy.templates.instruction.file"
     file = Path(str(node["file"]))
     prompts = composed.tree.get("prompts")
-    if not file.exists() and isinstance(prompts, dict):
-        file = Path(str(prompts.get("train"))).parent / file.name
-    if not file.is_file():
-        raise NoInstruction(
-            f"{said}: policy.templates.instruction.file: neither {node['file']} nor {file} is there; README.md says "
-            "where the files of a recipe come from"
-        )
     try:
+        if not file.exists() and isinstance(prompts, dict):
+            file = Path(str(prompts.get("train"))).parent / file.name
+        if not file.is_file():
+            raise NoInstruction(
+                f"{said}: {key}: neither {node['file']} nor {file} is there; README.md says where the files of a "
+                "recipe come from"
+            )
         text = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{said}: policy.templates.instruction.file: {node['file']} cannot be read: {error}"
-        ) from error
+    except NoInstruction:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{said}: {key}: {node['file']!r} cannot be read: {error}") from error
     composed.tree["policy"]["templates"]["instruction"] = text.replace("{}", "{prompt}")
 
 
@@ -271,5 +287,5 @@ def _sentence(item: ErrorDetails) -> str:
         return f"{key}: is a section of keys, not {'null' if item['input'] is None else 'a value'}"
     text = _PLAIN.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     if isinstance(item["input"], str | int | float | bool) and item["type"] != "value_error":
-        text += f", not {item['input']!r}"
+        text += f", not {shown_value(item['loc'], item['input'])!r}"
     return f"{key}: {text}" if key else text

@@ -85,7 +85,7 @@ def terminal(path: str | None, width: int) -> str:
     keys = documented(RunConfig)
     found = keys if path is None else subtree(path, keys)
     if not found:
-        raise ConfigError(f"{path}: unknown key{hint(path or '', keys)}")
+        raise ConfigError(f"{path or repr('')}: unknown key{hint(path or '', keys)}")
     return "\n".join(line for key in found for line in _lines(key, width))
 
 

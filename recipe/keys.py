@@ -14,7 +14,7 @@ from pydantic import BaseModel
 Schema = dict[str, Any]
 
 BASE: Schema = {
-    "type": "string",
+    "type": ["string", "null"],
     "description": "Path of the recipe that this one builds on, relative to this file. The keys of this file are "
     "merged into it; a resolved config has no base.",
 }

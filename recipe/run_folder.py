@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ class RunFolder:
     """The paths of a run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).resolve()
+        try:
+            self.path = Path(path).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, characters that no path has
+            raise _not_made(path, error) from error
         self.config = self.path / "config.yaml"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
@@ -41,8 +45,9 @@ class RunFolder:
 
         Raises:
             RunError: the folder already holds a run and neither `resume` nor `fresh` was given, or it holds no run to
-                resume, or a run with another config.
+                resume, or a run with another config; or it cannot be made.
         """
+        self.check()
         if resume and not self.config.is_file():
             raise RunError(f"{self.path} holds no run to resume; leave --resume out to start one")
         if resume:
@@ -54,10 +59,26 @@ class RunFolder:
                     "folder=PATH takes another folder"
                 )
             self._move_aside()
-        for folder in (self.path, self.logs, self.checkpoints, self.samples):
-            folder.mkdir(parents=True, exist_ok=True)
-        # The keys that a resumed run may change apply from now on.
-        self.config.write_text(dump_config(config), encoding="utf-8")
+        try:
+            for folder in (self.path, self.logs, self.checkpoints, self.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+            # The keys that a resumed run may change apply from now on.
+            self.config.write_text(dump_config(config), encoding="utf-8")
+        except OSError as error:
+            raise _not_made(self.path, error) from error
+
+    def check(self) -> None:
+        """Check that the folder can be written, or made; leaves nothing behind.
+
+        Raises:
+            RunError: it cannot be made, or nothing can be written into it.
+        """
+        try:
+            there = next(path for path in (self.path, *self.path.parents) if path.exists())
+            with tempfile.TemporaryDirectory(prefix=".bicot-", dir=there):
+                pass
+        except OSError as error:
+            raise _not_made(self.path, error) from error
 
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`; a resumed run takes these steps again.
@@ -81,13 +102,26 @@ class RunFolder:
             )
 
     def _move_aside(self) -> None:
+        if Path.cwd().is_relative_to(self.path):
+            raise RunError(f"{self.path} is the working directory or above it; folder=PATH takes another folder")
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.config.stat().st_mtime))
         target = self.path.with_name(f"{self.path.name}-{stamp}")
         number = 1
         while target.exists():
             number += 1
             target = self.path.with_name(f"{self.path.name}-{stamp}-{number}")
-        self.path.rename(target)
+        try:
+            self.path.rename(target)
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be moved aside: {error.strerror}; folder=PATH takes another"
+            ) from error
+
+
+def _not_made(path: str | Path, error: Exception) -> RunError:
+    why = error.strerror if isinstance(error, OSError) else error
+    shown = str(path).encode("utf-8", "backslashreplace").decode()
+    return RunError(f"folder: {shown} cannot be made: {why}; folder=PATH takes another")
 
 
 def append_json(path: Path, row: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def recipe_schema() -> Schema:
         **schema,
         "title": "bicot recipe",
         "properties": {"base": BASE, **schema["properties"]},
-        "if": {"not": {"required": ["base"]}},
+        "if": {"not": {"required": ["base"], "properties": {"base": {"type": "string"}}}},
         "then": {"required": needed},
     }
 

@@ -181,7 +181,7 @@ def test_what_cannot_be_replayed_is_one_sentence(
     (tmp_path / "config.yaml").write_text(dump_config(config), "utf-8")
     with pytest.raises(RunError, match=r"keeps no groups of step 1, none are there; rollout\.keep_groups=N"):
         again(1)
-    with pytest.raises(ConfigError, match=r"override 'rollout\.group_size=2': the groups are drawn already"):
+    with pytest.raises(ConfigError, match=r"override rollout\.group_size=\.\.\.: the groups are drawn already"):
         again(1, "rollout.group_size=2")
     files = GroupFiles(tmp_path / "groups")
     paths = [files.write(2, group) for group in healthy[:2]]

@@ -17,7 +17,7 @@ from paths import ROOT
 from pydantic import BaseModel
 
 from cluster.cli import main
-from cluster.shadowed import ROOMS
+from cluster.shadowed import ROOMS, shadowed
 from policy.settings import Settings
 from recipe.config import RunConfig
 from recipe.key_docs import markdown
@@ -148,6 +148,7 @@ def test_the_schema_accepts_the_shipped_recipes(recipe: Path, validator: jsonsch
 
 
 STANDING = "base: other.yaml\n"
+SHAPES = (ROOT / "deploy" / "runs" / "shapes.yaml").read_text(encoding="utf-8") + "\n"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,7 @@ STANDING = "base: other.yaml\n"
         STANDING,
         STANDING + "rewards: {services: {hps: {weight: 0.5}, vqa: null}}",
         STANDING + "policy: {templates: {instruction: {file: words.txt}}}\nheld_out: null",
+        SHAPES + "base: null",
         STANDING + "rewards: {services: [{name: a, target: 'my:Own', options: {gain: 2}}]}",
     ],
 )
@@ -167,6 +169,7 @@ def test_the_schema_accepts_what_recipes_may_say(text: str, validator: jsonschem
     ("text", "message"),
     [
         ("steps: 3", "required"),
+        ("base: null", "required"),
         (STANDING + "learner: {lr: 1.0}", "'lr' was unexpected"),
         (STANDING + "steps: 0", "less than the minimum"),
         (STANDING + "policy: {dtype: int4}", "not one of"),
@@ -192,6 +195,22 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_all_rooms_are_looked_at_for_modules_of_the_same_name() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     assert set(ROOMS) == set(contracts["root_packages"]) - {"benchmarks"}
+
+
+@pytest.mark.parametrize("name", ["yaml.py", "redis/__init__.py", "ray/notes.txt"])
+def test_a_module_with_the_name_of_a_used_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    told = shadowed()
+    if name == "ray/notes.txt":  # which hides nothing
+        assert told is None
+    else:
+        first = Path(name).parts[0]
+        assert told and told.startswith(f"{tmp_path / first} has the name of the package {first.partition('.')[0]!r}")
 
 
 @pytest.mark.parametrize("command", [("bicot",), ("python", "-m", "cluster")], ids=" ".join)
