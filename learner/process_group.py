@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -21,11 +23,14 @@ def join(rank: int, ranks: int, endpoint: Endpoint, rendezvous: Rendezvous | Non
     """Join the default process group: gloo on CPUs, NCCL (and gloo for CPU tensors) on GPUs.
 
     `rendezvous` is rank 0's. A single rank needs no socket at all. Every collective fails after `deadline_s` seconds.
+    A process may join again after it left: DeepSpeed then forgets the groups that it had before.
 
     Raises:
         RendezvousError: a rank is missing when `deadline_s` has passed.
     """
     timeout = timedelta(seconds=deadline_s)
+    if remembered := sys.modules.get("deepspeed.utils.groups"):
+        importlib.reload(remembered)
     if ipaddress.ip_address(endpoint.host).is_loopback and os.uname().sysname == "Linux":
         # Without a given interface gloo listens on the address of the host's name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -14,8 +14,8 @@ from cluster.pools.learner_ranks import LearnerRanks
 from cluster.pools.rollout_pools import ImagePool, RolloutPool, SemanticPool
 from learner.rank import LearnerRank
 
-OWN = {"self", "replica", "work"}
-"""Arguments that the facade keeps for itself: which replica, and what its errors name."""
+OWN = {"self", "replica", "work", "_ray_trace_ctx"}
+"""Arguments of the facade alone (which replica, what its errors name), and one that Ray adds to an actor's class."""
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, str]:

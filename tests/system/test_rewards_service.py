@@ -187,8 +187,11 @@ def test_a_stuck_replica_is_replaced(hasty: ServiceClient) -> None:
 
 
 def test_replicas_share_the_work_and_have_their_settings(single: ServiceClient, twins: ServiceClient) -> None:
-    answers = run(*[lambda: ask(twins, "pid", 4)] * 12)
-    assert len({score for answer in answers for score in answer}) == 2
+    end, pids = time.monotonic() + 120, set[float | None]()
+    while len(pids) < 2:  # a busy machine may give a few calls in a row to one of them
+        assert time.monotonic() < end, "one replica does all the work"
+        pids |= {score for answer in run(*[lambda: ask(twins, "pid", 4)] * 12) for score in answer}
+    assert len(pids) == 2
     assert len(asyncio.run(twins.stats())) == 2
     assert run(lambda: ask(single, "threads"))[0] == [2.0, 2.0]
     assert run(lambda: ask(single, "scoring"))[0] == [1.0, 1.0]

@@ -6,12 +6,14 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from learner_cases import WEIGHTS, random_groups
+from paths import ROOT
 
 from learner.advantages import group_advantages
 from learner.batching import BatchPlan, Kind, MicroBatch, Row, plan_batch, training_rows
@@ -21,6 +23,25 @@ from learner.schedule import lr_factor
 from policy.janus import Policy
 
 PLAIN = ObjectiveConfig()
+TWICE = """
+import sys, torch
+from learner.config import LearnerConfig
+from learner.loading import load_engine
+from learner.process_group import join
+from policy.config import PolicyConfig
+from transport.rendezvous import Endpoint
+for _ in range(2):
+    join(0, 1, Endpoint("127.0.0.1", 0), None, 60)
+    load_engine(PolicyConfig(checkpoint=sys.argv[1], dtype="float32"), LearnerConfig(), 4)
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_join_again(tiny_checkpoint: Path) -> None:
+    run = [sys.executable, "-c", TWICE, str(tiny_checkpoint)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_advantages_follow_the_equation() -> None:
