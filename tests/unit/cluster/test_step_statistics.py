@@ -7,7 +7,7 @@ import torch
 
 from cluster.monitor.pictures import Look
 from cluster.monitor.rolled_group import RolledGroup
-from cluster.monitor.step_statistics import RewardStatistics, StepStatistics
+from cluster.monitor.step_statistics import RewardStatistics, StepStatistics, correlations
 from policy.prompts import PromptRecord
 from transport.trajectory import ImageSegment, Member, SemanticSegment, TrajectoryGroup
 
@@ -73,3 +73,11 @@ def test_a_reward_by_group() -> None:
     assert (found.scored, found.missing, found.mean) == (5, 3, pytest.approx(2.25 / 5))
     assert found.spread == pytest.approx((0.5 + 0 + 0) / 3) and found.zero_spread == pytest.approx(2 / 3)
     assert RewardStatistics.of([[None], [None, None]]) == RewardStatistics(0, 3, None, None, None)
+
+
+def test_correlations_are_taken_within_groups() -> None:
+    """Two prompts of very different scores and looks, in each of which the better picture is the richer one."""
+    low = rolled("low", [member([1], 0, 0.0), member([2], 0, 1.0)], [Look(1.0, 0.6), Look(2.0, 0.5)], {})
+    high = rolled("high", [member([1], 0, 10.0), member([2], 0, 11.0)], [Look(0.0, 0.2), Look(1.0, 0.1)], {})
+    found = correlations([low, high], "judge")
+    assert found["entropy"] == pytest.approx(1.0) and found["edges"] == pytest.approx(-1.0)
