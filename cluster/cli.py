@@ -212,7 +212,8 @@ def _rollout(arguments: argparse.Namespace) -> int:
     console.print(_bold(f"bicot: {arguments.groups} groups of ", arguments.config, f" into {config.folder}"))
     prepare(config)
     _require(alone(config, "semantic", "image", "rewards"), console)
-    from cluster.rollout_only import rollout_config, rollout_only
+    from cluster.rollout_folder import rollout_config
+    from cluster.rollout_only import rollout_only
 
     return rollout_only(rollout_config(config, arguments.folder, arguments.groups), console)
 
@@ -246,9 +247,13 @@ def _generate(arguments: argparse.Namespace) -> int:
     from cluster.pools.worker import log_to
 
     console = own_console()
+    from recipe.errors import RunError
     from serving.draw import LOG, generate
 
-    log_to(out / LOG)
+    try:
+        log_to(out / LOG)
+    except OSError as error:
+        raise RunError(f"--out {out}: the folder cannot be made or written: {error.strerror}") from error
     for drawn in generate(config, arguments.prompts, out, arguments.members, arguments.seed):
         console.print(f"{os.path.relpath(drawn.path)}  {drawn.cot}", soft_wrap=True)
     return 0

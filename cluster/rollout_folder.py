@@ -40,15 +40,12 @@ def make_folder(folder: RunFolder, config: RunConfig, console: Console) -> None:
     Raises:
         RunError: it holds the run of another command.
     """
-    before = folder.path.stat() if folder.config.is_file() else None
-    if before and (folder.metrics.exists() or not (folder.samples / TABLE).is_file()):
+    if folder.config.is_file() and (folder.metrics.exists() or not (folder.samples / TABLE).is_file()):
         raise RunError(f"{folder.path} holds a run that `bicot rollout` did not make; --folder PATH takes another")
-    folder.create(config, resume=False, fresh=True)
+    aside = folder.create(config, resume=False, fresh=True)
     write_samples(folder, [])  # says whose folder it is, also where the rollout fails
-    for other in folder.path.parent.iterdir():
-        if before and os.path.samestat(other.lstat(), before):
-            where = os.path.relpath(other)
-            console.print(f"what `bicot rollout` left there is in {where} now", markup=False, soft_wrap=True)
+    if aside:
+        console.print(f"what `bicot rollout` left there is in {os.path.relpath(aside)} now", soft_wrap=True)
 
 
 def write_samples(folder: RunFolder, groups: Sequence[TrajectoryGroup]) -> None:

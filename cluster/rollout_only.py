@@ -22,7 +22,6 @@ from cluster.pools.worker import log_to
 from cluster.prompt_order import PromptOrder
 from cluster.rollout import Rollout
 from cluster.rollout_folder import STEP, make_folder, write_samples
-from cluster.rollout_folder import rollout_config as rollout_config
 from cluster.system import run_name, start_processes
 from policy.prompts import load_prompts
 from recipe.config import RunConfig

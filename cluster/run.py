@@ -41,7 +41,8 @@ def train(config: RunConfig, console: Console, resume: bool, fresh: bool) -> int
         RunError: the folder holds another run.
     """
     folder = RunFolder(config.folder)
-    folder.create(config, resume, fresh)
+    if aside := folder.create(config, resume, fresh):
+        console.print(f"the earlier run is in {shown_path(console, aside)} now", style="dim", soft_wrap=True)
     write_training_facts(folder, config)
     log_to(folder.logs / "driver.log")
     display = RunDisplay(console, config.steps, config.held_out.metric if config.held_out else None)
@@ -169,7 +170,12 @@ def _tell_failure(console: Console, folder: RunFolder, error: BaseException) -> 
 
 
 def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summary: Mapping[str, Any]) -> None:
-    report = write_report(folder)
+    """The last lines of a run that ended well, which a report that cannot be written does not change."""
+    try:
+        told = f"Report: {shown_path(console, write_report(folder))}"
+    except Exception as error:
+        logger.exception("the report was not written")
+        told = f"The report was not written: {error}. `bicot report {shown_path(console, folder.path)}` tries again."
     scores = summary["held_out"]
     if config.held_out and "test_after" in scores:
         console.print(held_out_table(config.held_out.metric, scores["test_before"], scores["test_after"]))
@@ -179,4 +185,4 @@ def _tell_success(console: Console, folder: RunFolder, config: RunConfig, summar
         f"pictures/s; {duration(summary['seconds'])} {since}, start and scoring included",
         soft_wrap=not console.is_terminal,
     )
-    console.print(Text(f"Report: {shown_path(console, report)}"), soft_wrap=True)
+    console.print(Text(told), soft_wrap=True)

@@ -16,7 +16,7 @@ from policy.settings import GiB, Groups, MiB, Pictures, Processes, Seconds, Sett
 from recipe.compose import Composed, compose
 from recipe.errors import ConfigError, NoInstruction
 from recipe.keys import documented, hint
-from recipe.public_config import shown_value
+from recipe.public_config import flat_keys, shown_value
 from recipe.yaml_text import dump
 from rewards.config import RewardsConfig
 from transport.config import BufferConfig, WeightsConfig
@@ -227,15 +227,8 @@ def dump_config(config: RunConfig) -> str:
 
 def differing_keys(first: RunConfig, second: RunConfig) -> list[str]:
     """Dotted keys whose values differ."""
-    one, two = _flat(first.model_dump(mode="json")), _flat(second.model_dump(mode="json"))
+    one, two = flat_keys(first.model_dump(mode="json")), flat_keys(second.model_dump(mode="json"))
     return [key for key in {**one, **two} if one.get(key) != two.get(key)]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _read_instruction(composed: Composed) -> None:

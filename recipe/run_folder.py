@@ -40,8 +40,8 @@ class RunFolder:
         self.policy = self.path / "policy"
         self.targets = self.path / "targets.json"
 
-    def create(self, config: RunConfig, resume: bool, fresh: bool) -> None:
-        """Make the folder and write the resolved config.
+    def create(self, config: RunConfig, resume: bool, fresh: bool) -> Path | None:
+        """Make the folder and write the resolved config; the path of an earlier run that was moved aside, if any.
 
         Raises:
             RunError: the folder already holds a run and neither `resume` nor `fresh` was given, or it holds no run to
@@ -52,13 +52,14 @@ class RunFolder:
             raise RunError(f"{self.path} holds no run to resume; leave --resume out to start one")
         if resume:
             self._check_same_run(config)
+        aside = None
         if self.config.is_file() and not resume:
             if not fresh:
                 raise RunError(
                     f"{self.path} already holds a run; --resume goes on with it, --fresh moves it aside, "
                     "folder=PATH takes another folder"
                 )
-            self._move_aside()
+            aside = self._move_aside()
         try:
             for folder in (self.path, self.logs, self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,7 @@ class RunFolder:
             self.config.write_text(dump_config(config), encoding="utf-8")
         except OSError as error:
             raise _not_made(self.path, error) from error
+        return aside
 
     def check(self) -> None:
         """Check that the folder can be written, or made; leaves nothing behind.
@@ -101,7 +103,7 @@ class RunFolder:
                 f"(see {self.config.name}), or start a new run in another folder"
             )
 
-    def _move_aside(self) -> None:
+    def _move_aside(self) -> Path:
         if Path.cwd().is_relative_to(self.path):
             raise RunError(f"{self.path} is the working directory or above it; folder=PATH takes another folder")
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.config.stat().st_mtime))
@@ -116,6 +118,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} cannot be moved aside: {error.strerror}; folder=PATH takes another"
             ) from error
+        return target
 
 
 def _not_made(path: str | Path, error: Exception) -> RunError:

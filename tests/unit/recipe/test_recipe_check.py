@@ -44,6 +44,17 @@ def test_generate_tells_a_wrong_source_before_it_makes_anything(
     assert "neither a run config nor a run folder" in capsys.readouterr().err and not out.exists()
 
 
+@pytest.mark.slow
+def test_generate_tells_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "pictures")
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster", "generate", str(RUNS / "shapes.yaml"), "a red circle", "--out", out],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "cannot be made or written" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_reader_that_has_enough_is_no_error() -> None:
     command = f"{sys.executable} -m cluster config | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)

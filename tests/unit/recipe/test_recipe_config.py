@@ -142,9 +142,12 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"was run with another rollout\.staleness"):
         folder.create(other, resume=True, fresh=False)
     assert (folder.path / "mark").exists()
-    folder.create(config, resume=False, fresh=True)
+    other = load_config(SHAPES, [f"folder={tmp_path / 'run'}", "rewards.services.detector.weight=2"])
+    with pytest.raises(RunError, match=r"another rewards\.services\.detector\.weight; "):
+        folder.create(other, resume=True, fresh=False)
+    aside = folder.create(config, resume=False, fresh=True)
     assert not (folder.path / "mark").exists()
-    assert [path for path in tmp_path.iterdir() if (path / "mark").exists()]
+    assert aside and (aside / "mark").exists() and aside.parent == tmp_path
 
 
 def test_check_of_the_shipped_run() -> None:
