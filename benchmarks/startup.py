@@ -12,9 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from benchmarks.report import Report, Value
 
@@ -35,6 +38,8 @@ PHASES = {
     "starting the pools": "pools",
     "metrics at": "ready",
 }
+KINDS = ("ray::ConcurrentWorker", "ray::Worker", "ray::ServeReplica", "ray::ServeController", "redis-server")
+"""Names of processes: semantic and image actor, the learner's ranks, rewards."""
 _DEADLINE_S = 600.0
 
 _IMPORTS = """
@@ -88,7 +93,8 @@ def _imports(report: Report) -> float:
 
 
 def _phases(report: Report, imports: float) -> None:
-    runs = [_run() for _ in range(report.repeats)]
+    found = [_run() for _ in range(report.repeats)]
+    runs = [reached for reached, _ in found]
     cores = len(os.sched_getaffinity(0))
     script = ["torch", "transformers.models.janus.modeling_janus", "vllm", "deepspeed"]
     alone = median(_seconds(script) for _ in range(report.repeats))
@@ -100,10 +106,17 @@ def _phases(report: Report, imports: float) -> None:
         "From `bicot train deploy/runs/shapes.yaml` to the first step, seconds",
         [row | {"of step 1": float(row["s"] or 0) / first} for row in rows],
     )
+    spent = [processes for _, processes in found]
+    kinds = sorted(dict.fromkeys(kind for one in spent for kind in one), key=lambda kind: -spent[0].get(kind, 0.0))
+    table = {kind: median(one.get(kind, 0.0) for one in spent) for kind in kinds}
+    report.table(
+        "CPU seconds of a run's processes until then",
+        [{"processes": kind, "CPU s": seconds} for kind, seconds in [*table.items(), ("all", sum(table.values()))]],
+    )
 
 
-def _run() -> dict[str, float]:
-    """Seconds until each phase of a run of one step began, and until the step was done."""
+def _run() -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds until each phase of a run of one step and until its end; CPU seconds by process at that time."""
     with tempfile.TemporaryDirectory(prefix="bicot-startup-") as folder:
         command = [
             sys.executable, "-m", "cluster", "train", "deploy/runs/shapes.yaml", f"folder={folder}/run", "steps=1",
@@ -111,6 +124,8 @@ def _run() -> dict[str, float]:
         ]  # fmt: skip
         began, reached = time.monotonic(), dict[str, float]()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        limit = threading.Timer(_DEADLINE_S, process.kill)
+        limit.start()
         try:
             assert process.stdout
             told = []
@@ -119,12 +134,28 @@ def _run() -> dict[str, float]:
                 for words, name in {**PHASES, "step ": "step 1"}.items():
                     if words in line and name not in reached and (name != "step 1" or "1/1" in line):
                         reached[name] = time.monotonic() - began
+                        spent = _cpu_seconds(process.pid)
             if process.wait(_DEADLINE_S) or "step 1" not in reached:
                 sys.exit(f"startup: the run failed:\n{''.join(told)[-3000:]}")
         finally:
+            limit.cancel()
             if process.poll() is None:
                 process.kill()
-        return reached
+        return reached, spent
+
+
+def _cpu_seconds(pid: int) -> dict[str, float]:
+    """CPU seconds so far of a run's processes, by kind; those that have ended are not among them."""
+    driver = psutil.Process(pid)
+    spent: dict[str, float] = {}
+    for process in (driver, *driver.children(recursive=True)):
+        try:
+            words, times = " ".join(process.cmdline()) or process.name(), process.cpu_times()
+        except psutil.Error:  # it has just ended
+            continue
+        kind = "driver" if process == driver else next((kind for kind in KINDS if kind in words), "Ray's own")
+        spent[kind] = spent.get(kind, 0.0) + times.user + times.system
+    return spent
 
 
 def _seconds(modules: list[str]) -> float:

@@ -25,6 +25,7 @@ from cluster.rollout_folder import STEP, make_folder, write_samples
 from cluster.system import run_name, start_processes
 from policy.prompts import load_prompts
 from recipe.config import RunConfig
+from recipe.errors import first_cause
 from recipe.provenance import write_environment
 from recipe.resources import alone
 from recipe.run_folder import RunFolder
@@ -42,7 +43,10 @@ def rollout_only(config: RunConfig, console: Console) -> int:
     make_folder(folder, config, console)
     log_to(folder.logs / "driver.log")
     console.print("starting Ray, the pools and the rewards", style="dim")
-    groups, failures = asyncio.run(_roll_out(config, folder, console))
+    try:
+        groups, failures = asyncio.run(_roll_out(config, folder, console))
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from group
     write_samples(folder, groups)
     found = of_groups(config, groups, STEP, failures)
     for invariant in found:
@@ -80,7 +84,9 @@ async def _roll_out(
                 groups[index] = (await rollout.group(prompts[index], keep_pictures=True)).group
                 await asyncio.to_thread(kept.write, STEP, groups[index])
 
-        await asyncio.gather(*(draw() for _ in range(min(size, config.rollout.groups_in_flight or size))))
+        async with asyncio.TaskGroup() as drawing:  # one that fails ends the others before their pools close
+            for _ in range(min(size, config.rollout.groups_in_flight or size)):
+                drawing.create_task(draw())
         counted = {
             reward.name: telemetry.store.value("bicot_reward_failures_total", reward=reward.name) or 0.0
             for reward in config.rewards.services
