@@ -60,7 +60,9 @@ def sampler(report: Report) -> None:
         release(device)
         try:
             drawn[way] = _draw(*_sampler(report, policy, GUIDANCE, compiled, graphed), device)
-        except Exception as error:  # of what compiles and captures; the other ways tell what there is to tell
+        except Exception as error:  # of what compiles and captures; the other ways are measured all the same
+            if not drawn:
+                raise  # all are compared with the eager way
             rows.append({"case": way, "failed": f"{type(error).__name__}: {error}".splitlines()[0][:100]})
             continue
         row = drawn[way].row(way) | _equal(drawn["eager"].images, drawn[way].images)
@@ -78,6 +80,8 @@ def sampler(report: Report) -> None:
     for way, found in drawn.items():
         if found.kernels:
             report.table(f"One decode step, {way}: kernels that take longest", found.kernels)
+    if failed := [way for way in ways if way not in drawn]:
+        raise RuntimeError(f"no figures of: {', '.join(failed)}; the table says why")
 
 
 def gap(report: Report) -> None:
