@@ -72,6 +72,8 @@ class System:
         stack.callback(buffer.close)
         session = RaySession.start(config)
         stack.callback(session.close)
+        if config.buffer.url is None and len(session.nodes()) > 1:
+            raise RunError("buffer.url: a run on several machines needs the URL of a Redis that all of them reach")
         write_environment(folder, session.nodes())
         telemetry.discover(session.own_address, session.metrics_targets)
 

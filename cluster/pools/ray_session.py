@@ -29,8 +29,7 @@ class RaySession:
         """Join the cluster, or start one, and check that the pools fit. Call `ray_environment.prepare` first.
 
         Raises:
-            RunError: there is no cluster at the address, the pools are larger than the cluster, or the cluster has
-                several machines and the run has no Redis that all of them reach.
+            RunError: there is no cluster at the address, or the pools are larger than the cluster.
         """
         address = cluster_address(config)
         temporary = None if address else tempfile.mkdtemp(prefix="bicot-")
@@ -48,8 +47,6 @@ class RaySession:
         session = cls(temporary)
         try:
             total = ray.cluster_resources()
-            if config.buffer.url is None and len(session.nodes()) > 1:
-                raise RunError("buffer.url: a run on several machines needs the URL of a Redis that all reach")
             if not config.ray.autoscaling:
                 check_fits(config, Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), total))
         except RunError:

@@ -43,7 +43,6 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.freeze()
 
 
 class Worker:
